@@ -1,0 +1,62 @@
+"""Recurrent cells as small graphs: read and write them as equations, vary them, compile them into
+PyTorch layers.
+
+    cell = cellgraph.load("gru")                      # or a .cell file, or RUN:KEY
+    layer = cellgraph.compile(cell, input_size=32, hidden_size=64)
+    y, state = layer(x)                               # shapes and state of torch.nn.LSTM
+
+Reading, printing and mutating need no torch; `compile`, `export` and `interpret` import it on first
+use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cellgraph import zoo
+from cellgraph.errors import CellError
+from cellgraph.graph import CellGraph, Init, Node, Param, State
+from cellgraph.interchange import from_networkx, to_networkx
+from cellgraph.loading import load
+from cellgraph.mutate import crossover, mutate, viable
+from cellgraph.notation import parse
+from cellgraph.sizes import count_parameters, flops_per_step, hidden_size_for
+from cellgraph.widths import build
+
+if TYPE_CHECKING:
+    from cellgraph.exporters import export
+    from cellgraph.layer import CellLayer, compile
+
+_LAZY = {"CellLayer": "layer", "compile": "layer", "export": "exporters"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"cellgraph.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'cellgraph' has no attribute {name!r}")
+
+
+__all__ = [
+    "CellError",
+    "CellGraph",
+    "CellLayer",
+    "Init",
+    "Node",
+    "Param",
+    "State",
+    "build",
+    "compile",
+    "count_parameters",
+    "crossover",
+    "export",
+    "flops_per_step",
+    "from_networkx",
+    "hidden_size_for",
+    "load",
+    "mutate",
+    "parse",
+    "to_networkx",
+    "viable",
+    "zoo",
+]

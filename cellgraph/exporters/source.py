@@ -1,0 +1,140 @@
+"""Python as text: expressions that write themselves when computed with, names that are free, lines.
+
+Nothing here knows of cells. `Source` is run through the `eager` column of the op table, which is
+how an op gets its source code without a second table.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+from collections.abc import Callable, Iterable, Sequence
+
+COLUMNS = 100
+
+# How strongly Python's operators bind; calls, attributes and names bind tightest.
+_COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(1, 6)
+
+
+class Source:
+    """A Python expression: arithmetic, calls and attributes on it give the text of the larger one."""
+
+    def __init__(self, text: str, binds: int = _ATOM) -> None:
+        self._text = text
+        self._binds = binds
+
+    def __str__(self) -> str:
+        return self._text
+
+    def _tensor(self) -> Source:
+        """Itself, in a place that takes a tensor but no number."""
+        return self
+
+    def _guarded(self, least: int) -> str:
+        return self._text if self._binds >= least else f"({self._text})"
+
+    def __getattr__(self, name: str) -> Source:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Source(f"{self._tensor()._guarded(_ATOM)}.{name}")
+
+    def __call__(self, *args: object, **named: object) -> Source:
+        parts = [str(_source(a)._tensor()) for a in args]
+        parts += [f"{name}={_source(a)}" for name, a in named.items()]
+        return Source(f"{self._guarded(_ATOM)}({', '.join(parts)})")
+
+    def __neg__(self) -> Source:
+        return Source(f"-{self._tensor()._guarded(_UNARY)}", _UNARY)
+
+    def __add__(self, other: object) -> Source:
+        return _infix(self, "+", other, _SUM)
+
+    def __sub__(self, other: object) -> Source:
+        return _infix(self, "-", other, _SUM)
+
+    def __mul__(self, other: object) -> Source:
+        return _infix(self, "*", other, _PRODUCT)
+
+    def __truediv__(self, other: object) -> Source:
+        return _infix(self, "/", other, _PRODUCT)
+
+    def __gt__(self, other: object) -> Source:
+        return _infix(self, ">", other, _COMPARE)
+
+
+class Number(Source):
+    """A number of the cell. Beside a tensor it stands as it is; anywhere else `tensor` gives it."""
+
+    def __init__(self, text: str, tensor: Callable[[], Source]) -> None:
+        super().__init__(text, _UNARY if text.startswith("-") else _ATOM)
+        self._make = tensor
+
+    def _tensor(self) -> Source:
+        return self._make()
+
+
+def _source(value: object) -> Source:
+    return value if isinstance(value, Source) else Source(repr(value))
+
+
+def _infix(left: Source, sign: str, right: object, binds: int) -> Source:
+    other = _source(right)
+    if isinstance(left, Number) and isinstance(other, Number):
+        left = left._tensor()  # Python's own arithmetic raises where a tensor becomes inf
+    return Source(f"{left._guarded(binds)} {sign} {other._guarded(binds + 1)}", binds)
+
+
+class Names:
+    """Local names: each given once, none of them a word of Python or of `taken`."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = {*taken, *keyword.kwlist, *dir(builtins)}  # membership only
+
+    def give(self, wanted: str) -> str:
+        """`wanted` when it is free, else the nearest name that is."""
+        # Two leading underscores would be mangled inside a class.
+        wanted = f"_{wanted.lstrip('_')}" if wanted.startswith("__") else wanted
+        name, count = wanted, 1
+        while name in self._taken:
+            name = f"{wanted}_" if count == 1 else f"{wanted}_{count}"
+            count += 1
+        self._taken.add(name)
+        return name
+
+
+def attribute(name: str) -> str:
+    """`self.NAME` as an expression, also where Python has no such syntax or would mangle the name."""
+    if keyword.iskeyword(name) or name.startswith("__"):
+        return f'getattr(self, "{name}")'
+    return f"self.{name}"
+
+
+def camel(name: str) -> str:
+    """`gru_reset_after` as the name of a class, GruResetAfter."""
+    words = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
+    if not words or words[0].isdigit():
+        words = f"Cell{words}"
+    return f"{words}Layer" if keyword.iskeyword(words) or hasattr(builtins, words) else words
+
+
+def comment(line: str) -> str:
+    """Any line of text as a comment: what could end the line, or hide its end, becomes '?'."""
+    shown = "".join(c if c.isprintable() else "?" for c in line)
+    return f"# {shown}".rstrip()
+
+
+def wrapped(before: str, items: Sequence[str], after: str, indent: str) -> list[str]:
+    """`before` + items + `after` on one line if it fits, else an item a line. `before` ends in a
+    bracket that `after` closes."""
+    line = f"{indent}{before}{', '.join(items)}{after}"
+    if len(line) <= COLUMNS:
+        return [line]
+    return [f"{indent}{before}", *(f"{indent}    {item}," for item in items), f"{indent}{after}"]
+
+
+def assignment(targets: Sequence[str], value: str, indent: str) -> list[str]:
+    """`a, b = value`, the targets in parentheses over several lines where they are too long."""
+    line = f"{indent}{', '.join(targets)} = {value}"
+    if len(line) <= COLUMNS or len(targets) == 1:
+        return [line]
+    return [f"{indent}(", *(f"{indent}    {target}," for target in targets), f"{indent}) = {value}"]

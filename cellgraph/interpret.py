@@ -1,0 +1,62 @@
+"""The interpreter: what a cell means. Node by node, step by step, no cleverness; every backend is
+tested against it.
+
+Letters: T time steps, B batch rows, X input width, H hidden width (or the width that a state
+declares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Node
+from cellgraph.ops import OPS
+
+
+def step(
+    cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One time step. `x` (B, X), one (B, width) tensor per state; returns the output and the next
+    states.
+
+    When the cell uses raw x (`cell.raw_x`), x must already have that width.
+    """
+    previous = {s.name: value for s, value in zip(cell.states, state, strict=True)}
+    value: dict[Node, Tensor] = {}
+    for node in cell.nodes:
+        if node.op == INPUT:
+            value[node] = x  # (B, X)
+        elif node.op == STATE:
+            value[node] = previous[str(node.attr)]  # (B, H)
+        elif node.op == PARAM:
+            value[node] = params[str(node.attr)]
+        elif node.op == CONST:
+            value[node] = torch.tensor(node.attr, dtype=x.dtype, device=x.device)
+        elif node.op == MATMUL:
+            matrix, operand = (
+                value[a] for a in node.args
+            )  # (H, X), (B, X) or (X,) when it is a parameter
+            value[node] = operand @ matrix.T  # (B, H)
+        else:
+            value[node] = OPS[node.op].eager(torch, *(value[a] for a in node.args))
+    rows = x.shape[0]
+    output, *nexts = (
+        value[n].expand(rows, value[n].shape[-1])
+        for n in (*cell.outputs, *(s.next for s in cell.states))
+    )
+    return output, tuple(nexts)
+
+
+def unroll(
+    cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """All time steps. `x` (T, B, X); returns the outputs (T, B, H) and the last states."""
+    outputs = []
+    current = tuple(state)
+    for x_t in x:
+        output, current = step(cell, params, x_t, current)
+        outputs.append(output)
+    return torch.stack(outputs), current

@@ -1,0 +1,295 @@
+"""The layer: a cell as an nn.Module with the shapes and the state conventions of torch.nn.LSTM.
+
+Parameters live here, one `Cell` module per layer and direction; how a sequence is computed is the
+backend's business.
+Letters: T time steps, B batch rows, X input width, H output width, D directions, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from cellgraph import eager
+from cellgraph.errors import CellError
+from cellgraph.graph import CellGraph
+from cellgraph.schedule import Schedule, lower
+from cellgraph.sizes import concrete_widths, output_width
+
+Run = Callable[
+    [Schedule, Mapping[str, Tensor], Tensor, Sequence[Tensor], Tensor | None],
+    tuple[Tensor, tuple[Tensor, ...]],
+]
+
+#: What computes a sequence. "auto" takes the first.
+BACKENDS: dict[str, Run] = {"eager": eager.run}
+
+
+class Cell(nn.Module):
+    """The parameters of one cell in one layer and direction, under the names of its equations."""
+
+    def __init__(
+        self, cell: CellGraph, input_size: int, widths: Mapping[str, int], factory: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.graph = cell
+        self.input_size = input_size
+        self.names = tuple(p.name for p in cell.params)
+        for param in cell.params:
+            if hasattr(self, param.name) or param.name == "input_projection":
+                raise CellError(
+                    f"parameter {param.name} of cell {cell.name} has the name of an "
+                    "attribute of the module that holds it, expected another name"
+                )
+            self.register_parameter(
+                param.name, nn.Parameter(torch.empty(param.shape(widths), **factory))
+            )
+        # Raw x needs the hidden width: one learned projection, and only where the sizes differ.
+        self.input_projection: nn.Parameter | None = None
+        if input_size != widths["X"]:
+            self.input_projection = nn.Parameter(torch.empty(widths["X"], input_size, **factory))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x as the cell sees it, (…, X)."""
+        return (
+            x if self.input_projection is None else nn.functional.linear(x, self.input_projection)
+        )
+
+    @torch.no_grad()
+    def reset(self, bound: float, generator: torch.Generator | None) -> None:
+        """U[-bound, bound] everywhere, then what the cell declares."""
+        for value in self.parameters():
+            value.uniform_(-bound, bound, generator=generator)
+        for param in self.graph.params:
+            value = getattr(self, param.name)
+            if param.init is not None and param.init.kind == "constant":
+                value.fill_(param.init.value)
+            elif param.init is not None:
+                value.diagonal().add_(param.init.value)
+
+    def extra_repr(self) -> str:
+        text = str(self.graph).rstrip()
+        if self.input_projection is not None:
+            rows, cols = self.input_projection.shape
+            text += f"\nx is projected from {cols} to {rows}, because the cell uses raw x"
+        return text
+
+
+class CellLayer(nn.Module):
+    """A stack of recurrent layers of one cell; see `compile`."""
+
+    def __init__(
+        self,
+        cell: CellGraph,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        backend: str,
+        widths: Mapping[str, int] | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first, self.dropout, self.bidirectional, self.backend = (
+            batch_first,
+            dropout,
+            bidirectional,
+            backend,
+        )
+        self.directions = 2 if bidirectional else 1
+        self.schedule = lower(cell)
+        factory = {"device": device, "dtype": dtype}
+        self.cells = nn.ModuleList()
+        entering = input_size
+        for _ in range(num_layers):
+            sizes = concrete_widths(cell, entering, hidden_size, widths)
+            for _ in range(self.directions):
+                self.cells.append(Cell(cell, entering, sizes, factory))
+            entering = self.directions * sizes[output_width(cell)]
+        self.output_size = entering
+        self.state_sizes = tuple(sizes[s.width] for s in cell.states)
+        self.reset_parameters()
+
+    def reset_parameters(
+        self, scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
+        """Everything from U[-scale/√H, scale/√H] (Jozefowicz et al. 2015, section 3.3;
+        torch.nn.LSTM has scale 1), then the starts that the cell declares with `init`."""
+        for cell in cast("Iterable[Cell]", self.cells):
+            cell.reset(scale / self.hidden_size**0.5, generator)
+
+    def extra_repr(self) -> str:
+        options = [f"{self.cell.name}, {self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        options += [
+            f"{k}={getattr(self, k)}"
+            for k, default in defaults.items()
+            if getattr(self, k) != default
+        ]
+        return ", ".join([*options, f"backend={self.backend}"])
+
+    def forward(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """Run a sequence.
+
+        `x`: (T, B, X), (B, T, X) with batch_first, (T, X) without a batch, or a PackedSequence.
+        `state`: None for zeros, else (L·D, B, width), or (L·D, width) without a batch: one tensor
+        when the cell has one state, a tuple in the order of its header when it has several. Returns
+        the outputs, (T, B, D·H) or in the form of x, and the last states in the form of `state`.
+        Raises `CellError` for shapes that do not fit.
+        """
+        if isinstance(x, PackedSequence):
+            return self._packed(x, state)
+        if not isinstance(x, Tensor):
+            raise CellError(f"x is a {type(x).__name__}, expected a tensor or a PackedSequence")
+        batched = x.dim() == 3
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            raise CellError(
+                f"x has shape {tuple(x.shape)}, expected (time, batch, {self.input_size})"
+            )
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)
+        if not batched:
+            x = x.unsqueeze(1)
+        if x.shape[0] == 0:
+            raise CellError("x has no time steps, expected at least one")
+        y, last = self._run(x, self._enter_state(state, x, batched), None)
+        if not batched:
+            y, last = y.squeeze(1), tuple(s.squeeze(1) for s in last)
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        return y, self._leave_state(last)
+
+    def _packed(self, packed: PackedSequence, state: Any) -> tuple[PackedSequence, Any]:
+        x, lengths = pad_packed_sequence(packed)  # (T, B, X) in the caller's order of sequences
+        if x.shape[-1] != self.input_size:
+            raise CellError(f"the packed x has width {x.shape[-1]}, expected {self.input_size}")
+        y, last = self._run(x, self._enter_state(state, x, True), lengths.to(x.device))
+        if packed.sorted_indices is not None:
+            y, lengths = (
+                y.index_select(1, packed.sorted_indices),
+                lengths[packed.sorted_indices.cpu()],
+            )
+        out = pack_padded_sequence(y, lengths)
+        return PackedSequence(
+            out.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        ), self._leave_state(last)
+
+    def _enter_state(self, state: Any, x: Tensor, batched: bool) -> tuple[Tensor, ...]:
+        """One (L·D, B, width) tensor per state of the cell."""
+        count, rows = self.num_layers * self.directions, x.shape[1]
+        if state is None:
+            return tuple(x.new_zeros(count, rows, size) for size in self.state_sizes)
+        given = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+        if len(given) != len(self.state_sizes) or not all(isinstance(s, Tensor) for s in given):
+            kinds = ", ".join(type(s).__name__ for s in given) or "empty"
+            names = ", ".join(s.name for s in self.cell.states)
+            raise CellError(f"state is {kinds}, expected {len(self.state_sizes)} tensors: {names}")
+        for value, declared, size in zip(given, self.cell.states, self.state_sizes, strict=True):
+            expected = (count, rows, size) if batched else (count, size)
+            if tuple(value.shape) != expected:
+                raise CellError(
+                    f"state {declared.name} has shape {tuple(value.shape)}, expected {expected}"
+                )
+        return given if batched else tuple(value.unsqueeze(1) for value in given)
+
+    def _leave_state(self, last: tuple[Tensor, ...]) -> Any:
+        return last[0] if len(last) == 1 else last
+
+    def _run(
+        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        run = BACKENDS[self.backend]
+        mask = backwards = None
+        if lengths is not None:
+            time = torch.arange(x.shape[0], device=x.device)
+            mask = (time[:, None] < lengths).unsqueeze(-1)  # (T, B, 1)
+            # Each sequence reversed within its own length; what lies behind stays where it is.
+            backwards = torch.where(
+                mask[..., 0], lengths - 1 - time[:, None], time[:, None]
+            )  # (T, B)
+        lasts: list[tuple[Tensor, ...]] = []
+        for index, cell in enumerate(cast("Iterable[Cell]", self.cells)):
+            layer, direction = divmod(index, self.directions)
+            if direction == 0:
+                if layer and self.dropout:
+                    x = nn.functional.dropout(x, self.dropout, self.training)
+                entering, ys = x, []
+            z = _reversed(entering, backwards) if direction else entering
+            y, last = run(
+                self.schedule, cell.tensors(), cell.enter(z), [s[index] for s in state], mask
+            )
+            ys.append(_reversed(y, backwards) if direction else y)
+            lasts.append(last)
+            x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
+        return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+
+def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:
+    """x in reverse time, (T, B, ·); `backwards` (T, B) gives the source step of every row where
+    lengths differ."""
+    if backwards is None:
+        return x.flip(0)
+    return x.gather(0, backwards.unsqueeze(-1).expand_as(x))
+
+
+def compile(
+    cell: CellGraph | str | Path,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    backend: str = "auto",
+    *,
+    widths: Mapping[str, int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> CellLayer:
+    """A cell, or whatever `cellgraph.load` takes, as a recurrent layer that stands in for
+    torch.nn.LSTM.
+
+    `dropout` acts between layers; `widths` gives the size of every width that the cell declares
+    besides H. Parameters are `layer.cells[i].NAME`, i counting layers and, within a layer,
+    directions. Raises `CellError`.
+    """
+    from cellgraph import load
+
+    if not isinstance(cell, CellGraph):
+        cell = load(cell)
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+        raise CellError(f"num_layers is {num_layers!r}, expected a whole number of at least 1")
+    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+        raise CellError(f"dropout is {dropout!r}, expected a number from 0 up to, not including, 1")
+    if backend != "auto" and backend not in BACKENDS:
+        raise CellError(
+            f"no backend named {backend!r}, expected one of auto, {', '.join(BACKENDS)}"
+        )
+    backend = next(iter(BACKENDS)) if backend == "auto" else backend
+    return CellLayer(
+        cell,
+        input_size,
+        hidden_size,
+        num_layers,
+        batch_first,
+        dropout,
+        bidirectional,
+        backend,
+        widths,
+        device,
+        dtype,
+    )

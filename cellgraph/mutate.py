@@ -1,0 +1,307 @@
+"""Variation of cells: the six transformations of Jozefowicz et al. 2015 (section 3.2), and
+crossover.
+
+Mechanism only: pure functions (cell, generator) -> cell or None. Weights, retries, acceptance and
+caps are policy and live in `search`. The paper's `Linear(a, x)` is a new matrix times x plus a new
+bias, the matrix starting at the usual noise plus `a` on its diagonal.
+
+Where the paper is silent or contradicts itself: a node gets a transformation with the child's
+probability p, drawn uniformly (its "1 to 3 transformations" is the alternative, `edits=(1, 3)`);
+the kind is drawn among those that can be applied to the node; a matrix product counts as an
+activation node (it is the paper's Linear) and the addition of its bias is part of it, so it is
+never turned into another elementwise op.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from cellgraph.canonical import live_states
+from cellgraph.errors import CellError
+from cellgraph.graph import (
+    CONST,
+    INPUT,
+    MATMUL,
+    PARAM,
+    STATE,
+    CellGraph,
+    Init,
+    Node,
+    depends_on,
+    rebuilt,
+    substitute,
+    topological,
+    use_counts,
+)
+from cellgraph.ops import OPS
+from cellgraph.widths import build, only_states
+
+#: The paper's activations: functions of the op table, and Linear(a, ·) by its a.
+ACTIVATIONS: tuple[str | float, ...] = ("tanh", "sigmoid", "relu", 0.0, 1.0, 0.9, 1.1)
+ELEMENTWISE = ("mul", "add", "sub")
+
+
+@dataclass
+class _Draft:
+    """A cell under edit: its roots, and what is declared of its parameters."""
+
+    roots: list[Node]
+    inits: dict[str, Init]
+    scalars: list[str]
+    taken: set[str]  # membership only, never iterated
+    image: dict[Node, Node] = field(default_factory=dict)  # node of the parent -> its present form
+
+    @classmethod
+    def of(cls, cell: CellGraph) -> _Draft:
+        return cls(
+            roots=list(cell.roots),
+            inits={p.name: p.init for p in cell.params if p.init is not None},
+            scalars=[p.name for p in cell.params if p.kind == "scalar"],
+            taken={p.name for p in cell.params}
+            | {s.name for s in cell.states}
+            | {name for name, _ in cell.names},
+            image={node: node for node in cell.nodes},
+        )
+
+    def fresh(self, base: str) -> str:
+        stem = re.sub(r"_?\d+$", "", base) or "W"
+        name = next(
+            f"{stem}_{i}" for i in range(1, len(self.taken) + 2) if f"{stem}_{i}" not in self.taken
+        )
+        self.taken.add(name)
+        return name
+
+    def nodes(self) -> list[Node]:
+        return topological(self.roots)
+
+    def put(self, node: Node, replacement: Node) -> None:
+        """Let every user of `node` use `replacement`, which must not depend on `node`."""
+        image = substitute(
+            self.roots, lambda old, args: replacement if old is node else rebuilt(old, args)
+        )
+        self.roots = [image[root] for root in self.roots]
+        self.image = {parent: image.get(now, now) for parent, now in self.image.items()}
+
+    def linear(self, diagonal: float, operand: Node) -> Node:
+        """A new matrix times the operand."""
+        matrix = self.fresh("W")
+        if diagonal:
+            self.inits[matrix] = Init("identity", diagonal)
+        return Node(MATMUL, (Node(PARAM, (), matrix), operand))
+
+    def activation(self, kind: str | float, operand: Node) -> Node:
+        """A function of the operand, or the paper's Linear(kind, operand): new matrix and new
+        bias."""
+        if isinstance(kind, str):
+            return Node(kind, (operand,))
+        return Node("add", (self.linear(kind, operand), Node(PARAM, (), self.fresh("b"))))
+
+
+def mutate(
+    cell: CellGraph, rng: random.Random, *, edits: tuple[int, int] | None = None
+) -> CellGraph | None:
+    """A child of `cell`, or None when this draw gives no valid new cell.
+
+    `edits=None`: p ~ U[0, 1] is drawn once and every node is transformed with probability p (the
+    paper's main statement); `edits=(low, high)`: between low and high transformations at random
+    nodes. The child is valid (`viable`), differs from its parent in its key, and has lost the
+    states that no longer reach its output.
+    """
+    draft = _Draft.of(cell)
+    if edits is None:
+        p = rng.random()
+        chosen = [node for node in cell.nodes if not node.is_leaf and rng.random() < p]
+        for node in chosen:
+            present = draft.image[node]
+            if not present.is_leaf and present in draft.nodes():
+                _transform(draft, present, rng)
+    else:
+        for _ in range(rng.randint(*edits)):
+            inner = [node for node in draft.nodes() if not node.is_leaf]
+            if not inner:
+                return None
+            _transform(draft, rng.choice(inner), rng)
+    return _finish(draft, cell, (cell.key(),))
+
+
+def crossover(mother: CellGraph, father: CellGraph, rng: random.Random) -> CellGraph | None:
+    """`mother` with one of its inner values replaced by one of `father`'s, or None when that gives
+    no valid new cell.
+
+    The father's states become the mother's by position (modulo their number); his parameters come
+    along as new ones.
+    """
+    draft = _Draft.of(mother)
+    target = rng.choice([n for n in mother.nodes if not n.is_leaf])
+    source = rng.choice([n for n in father.nodes if not n.is_leaf])
+    position = {s.name: i for i, s in enumerate(father.states)}
+    declared = {p.name: p for p in father.params}
+    renamed: dict[str, str] = {}
+
+    def graft(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op == STATE:
+            return Node(
+                STATE, (), mother.states[position[str(node.attr)] % len(mother.states)].name
+            )
+        if node.op == PARAM:
+            param = declared[str(node.attr)]
+            if param.name not in renamed:
+                renamed[param.name] = draft.fresh(param.name)
+                if param.init is not None:
+                    draft.inits[renamed[param.name]] = param.init
+                if param.kind == "scalar":
+                    draft.scalars.append(renamed[param.name])
+            return Node(PARAM, (), renamed[param.name])
+        return rebuilt(node, args)
+
+    draft.put(target, substitute([source], graft)[source])
+    return _finish(draft, mother, (mother.key(), father.key()))
+
+
+def viable(cell: CellGraph) -> bool:
+    """Does the next value of every state depend on x and on the past?"""
+    roots = [s.next for s in cell.states]
+    on_x = depends_on(roots, lambda leaf: leaf.op == INPUT)
+    on_past = depends_on(roots, lambda leaf: leaf.op == STATE)
+    return all(on_x[root] and on_past[root] for root in roots)
+
+
+def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGraph | None:
+    """Freeze the draft; None when widths clash, a state is not viable, or the child is not new."""
+    *nexts, output = draft.roots
+    names = [(name, draft.image[node]) for name, node in parent.names if not name.endswith("'")]
+    alive = frozenset(draft.nodes())
+    used = frozenset(str(n.attr) for n in alive if n.op == PARAM)
+    try:
+        child = build(
+            parent.name,
+            [(s.name, s.width, node) for s, node in zip(parent.states, nexts, strict=True)],
+            output,
+            scalars=[name for name in draft.scalars if name in used],
+            inits={name: init for name, init in draft.inits.items() if name in used},
+            names=[(name, node) for name, node in names if not node.is_leaf],
+        )
+        live = live_states(child)
+        kept = [s.name for s in child.states if s.name in live or s.next is child.outputs[0]]
+        if not kept:
+            return None
+        child = only_states(child, kept)
+    except CellError:
+        return None  # widths that cannot agree: this draw gives no valid cell
+    if not viable(child) or child.key() in known:
+        return None
+    return replace(child, name=f"cell_{child.key()[:8]}")
+
+
+# -- the six transformations
+# -------------------------------------------------------------------------- Each takes a draft and
+# a node and gives a draw of the node's replacement, or None where it does not apply.
+
+_Draw = Callable[[random.Random], Node]
+
+
+def _transform(draft: _Draft, node: Node, rng: random.Random) -> None:
+    """Apply one transformation, drawn uniformly from those that fit `node`."""
+    draws = [draw for draw in (edit(draft, node) for edit in _EDITS) if draw is not None]
+    if draws:
+        draft.put(node, rng.choice(draws)(rng))
+
+
+def _is_activation(node: Node) -> bool:
+    return node.op == MATMUL or (node.op in OPS and OPS[node.op].arity == 1)
+
+
+def _change_activation(draft: _Draft, node: Node) -> _Draw | None:
+    """1. Another activation in the place of this one."""
+    if not _is_activation(node):
+        return None
+    others = [kind for kind in ACTIVATIONS if kind != node.op]
+
+    def draw(rng: random.Random) -> Node:
+        kind = rng.choice(others)
+        if node.op == MATMUL and not isinstance(kind, str):  # Linear to Linear keeps its bias
+            return draft.linear(kind, node.args[1])
+        return draft.activation(kind, node.args[-1])
+
+    return draw
+
+
+def _change_elementwise(draft: _Draft, node: Node) -> _Draw | None:
+    """2. Another of multiply, add, subtract."""
+    if node.op not in OPS or OPS[node.op].arity != 2 or any(a.op == PARAM for a in node.args):
+        return None
+    others = [op for op in ELEMENTWISE if op != node.op]
+    return lambda rng: Node(rng.choice(others), node.args)
+
+
+def _insert_activation(draft: _Draft, node: Node) -> _Draw | None:
+    """3. A random activation between the node and one of its arguments."""
+    ports = [i for i, arg in enumerate(node.args) if arg.op not in (PARAM, CONST)]
+    if not ports:
+        return None
+
+    def draw(rng: random.Random) -> Node:
+        port = rng.choice(ports)
+        args = list(node.args)
+        args[port] = draft.activation(rng.choice(ACTIVATIONS), args[port])
+        return Node(node.op, tuple(args), node.attr)
+
+    return draw
+
+
+def _delete(draft: _Draft, node: Node) -> _Draw | None:
+    """4. The node's only argument in its place, when it has one argument and one user."""
+    if not _is_activation(node) or use_counts(draft.roots)[node] != 1:
+        return None
+    return lambda rng: node.args[-1]
+
+
+def _ascend(draft: _Draft, node: Node) -> _Draw | None:
+    """5. One of the node's own ancestors in its place, which shrinks the graph."""
+    above = _ancestors(node)
+    return (lambda rng: rng.choice(above)) if above else None
+
+
+def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
+    """6. The sum, product or difference of an ancestor of this node and an ancestor of any node
+    A."""
+    above = _ancestors(node)
+    if not above:
+        return None
+    nodes = draft.nodes()
+    through = _depends_on_node(nodes, node)
+
+    def draw(rng: random.Random) -> Node:
+        # An ancestor of A that depends on the node itself would close a cycle.
+        elsewhere = [
+            n for n in _ancestors(rng.choice([n for n in nodes if _ancestors(n)])) if not through[n]
+        ]
+        return Node(rng.choice(ELEMENTWISE), (rng.choice(above), rng.choice(elsewhere)))
+
+    return draw
+
+
+def _ancestors(node: Node) -> list[Node]:
+    """Everything that feeds into the node, but for parameters and numbers, in a fixed order."""
+    return [n for n in topological(node.args) if n.op not in (PARAM, CONST)]
+
+
+def _depends_on_node(nodes: list[Node], target: Node) -> dict[Node, bool]:
+    """Which of the topologically ordered nodes are, or depend on, `target`."""
+    found: dict[Node, bool] = {}
+    for node in nodes:
+        found[node] = node is target or any(found[a] for a in node.args)
+    return found
+
+
+_EDITS = (
+    _change_activation,
+    _change_elementwise,
+    _insert_activation,
+    _delete,
+    _ascend,
+    _graft_ancestors,
+)

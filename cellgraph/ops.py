@@ -1,0 +1,118 @@
+"""The op table: one row defines an elementwise op completely; nothing else in the project keys on
+op names.
+
+What is not elementwise (inputs, states, parameters, numbers, the matrix product) is structure and
+lives in
+`graph.py`. This module imports no torch: `eager` takes the torch module as its first argument, so
+that the same column computes values and, run on symbols, writes source code (see
+`export/torch_source.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+#: Binding strength of what the notation can print; functions and leaves bind tightest.
+SUM, PRODUCT, UNARY, MATRIX, ATOM = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One elementwise op.
+
+    `derivative` gives, per argument, the partial derivative as notation over the arguments `a`, `b`
+    and the result
+    `y`. `c` is a C99 expression for use with <tgmath.h>; `{0}` and `{1}` are side-effect-free
+    operands. `domain` is an interval in which random arguments are safe and the derivative is
+    smooth almost everywhere (for tests).
+    """
+
+    name: str
+    eager: Callable[..., Any]
+    derivative: tuple[str, ...]
+    c: str
+    latex: str
+    infix: str | None = None
+    binds: int = ATOM
+    commutes: bool = False
+    domain: tuple[float, float] = (-3.0, 3.0)
+
+    def __post_init__(self) -> None:
+        for index in range(self.arity):
+            hole = f"{{{index}}}"
+            if hole not in self.c or hole not in self.latex:
+                raise TypeError(f"op {self.name}: no {hole} in its C or LaTeX column")
+        if self.arity not in (1, 2):
+            raise TypeError(f"op {self.name}: one derivative per argument expected, one or two")
+
+    @property
+    def arity(self) -> int:
+        return len(self.derivative)
+
+    @property
+    def signs(self) -> tuple[int, ...] | None:
+        """The coefficients of a signed sum (add, sub, neg), read off the derivatives; None for any
+        other op."""
+        if all(d in ("1", "-1") for d in self.derivative):
+            return tuple(int(d) for d in self.derivative)
+        return None
+
+
+def _function(latex: str) -> str:
+    return latex + r"\left({0}\right)"
+
+
+# fmt: off
+_ROWS = (
+    Op("add", lambda t, a, b: a + b, ("1", "1"), "({0} + {1})", "{0} + {1}", "+", SUM, True),
+    Op("sub", lambda t, a, b: a - b, ("1", "-1"), "({0} - {1})", "{0} - {1}", "-", SUM),
+    Op("mul", lambda t, a, b: a * b, ("b", "a"), "({0} * {1})", r"{0} \odot {1}", "*", PRODUCT, True),
+    Op("div", lambda t, a, b: a / b, ("1 / b", "-y / b"), "({0} / {1})", r"\frac{{{0}}}{{{1}}}", "/", PRODUCT,
+       domain=(0.5, 3.0)),
+    Op("max", lambda t, a, b: t.maximum(a, b), ("0.5 + 0.5 * sign(a - b)", "0.5 + 0.5 * sign(b - a)"),
+       "(({0} > {1} || {0} != {0}) ? {0} : {1})", r"\max\left({0}, {1}\right)", commutes=True),
+    Op("min", lambda t, a, b: t.minimum(a, b), ("0.5 + 0.5 * sign(b - a)", "0.5 + 0.5 * sign(a - b)"),
+       "(({0} < {1} || {0} != {0}) ? {0} : {1})", r"\min\left({0}, {1}\right)", commutes=True),
+    Op("neg", lambda t, a: -a, ("-1",), "(-{0})", "-{0}", "-", UNARY),
+    Op("sigmoid", lambda t, a: t.sigmoid(a), ("y * (1 - y)",), "(1 / (1 + exp(-{0})))", _function(r"\sigma")),
+    Op("tanh", lambda t, a: t.tanh(a), ("1 - y * y",), "tanh({0})", _function(r"\tanh")),
+    Op("relu", lambda t, a: t.relu(a), ("step(a)",), "({0} < 0 ? 0 : {0})",
+       _function(r"\operatorname{{ReLU}}")),
+    Op("leaky_relu", lambda t, a: t.nn.functional.leaky_relu(a, 0.01), ("0.01 + 0.99 * step(a)",),
+       "({0} > 0 ? {0} : {0} / 100)", _function(r"\operatorname{{LeakyReLU}}")),
+    # torch's softplus is linear above 20, where log1p(exp(x)) - x < 3e-9.
+    Op("softplus", lambda t, a: t.nn.functional.softplus(a), ("sigmoid(a)",),
+       "({0} > 20 ? {0} : log1p(exp({0})))", _function(r"\operatorname{{softplus}}")),
+    Op("exp", lambda t, a: t.exp(a), ("y",), "exp({0})", _function(r"\exp")),
+    Op("log", lambda t, a: t.log(a), ("1 / a",), "log({0})", _function(r"\log"), domain=(0.2, 5.0)),
+    Op("abs", lambda t, a: t.abs(a), ("sign(a)",), "fabs({0})", r"\left|{0}\right|"),
+    Op("sqrt", lambda t, a: t.sqrt(a), ("0.5 / y",), "sqrt({0})", r"\sqrt{{{0}}}", domain=(0.2, 5.0)),
+    Op("square", lambda t, a: a * a, ("2 * a",), "({0} * {0})", r"\left({0}\right)^2"),
+    Op("sin", lambda t, a: t.sin(a), ("cos(a)",), "sin({0})", _function(r"\sin")),
+    Op("cos", lambda t, a: t.cos(a), ("-sin(a)",), "cos({0})", _function(r"\cos")),
+    Op("erf", lambda t, a: t.erf(a), ("1.1283791670955126 * exp(-(a * a))",), "erf({0})",
+       _function(r"\operatorname{{erf}}")),
+    Op("silu", lambda t, a: t.nn.functional.silu(a), ("sigmoid(a) * (1 + a * (1 - sigmoid(a)))",),
+       "({0} / (1 + exp(-{0})))", _function(r"\operatorname{{SiLU}}")),
+    # The exact (erf) form, torch's default; 0.7071… = 1/sqrt(2), 0.3989… = 1/sqrt(2 pi).
+    Op("gelu", lambda t, a: t.nn.functional.gelu(a),
+       ("0.5 + 0.5 * erf(a * 0.7071067811865476) + 0.3989422804014327 * a * exp(a * a / -2)",),
+       "({0} * (1 + erf({0} * 0.70710678118654752)) / 2)", _function(r"\operatorname{{GELU}}")),
+    # relu6(x + 3) / 6, as in torch.
+    Op("hard_sigmoid", lambda t, a: t.nn.functional.hardsigmoid(a), ("step(a + 3) * step(3 - a) / 6",),
+       "({0} <= -3 ? 0 : {0} >= 3 ? 1 : {0} / 6 + 0.5)", _function(r"\operatorname{{hs}}")),
+    Op("sign", lambda t, a: t.sign(a), ("0",), "(({0} > 0) - ({0} < 0))",
+       _function(r"\operatorname{{sign}}")),
+    # The derivative of relu: 1 above zero, else 0 (torch's convention at zero itself).
+    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "({0} > 0)", _function(r"\mathbf{{1}}_{{>0}}")),
+)
+# fmt: on
+
+OPS: dict[str, Op] = {row.name: row for row in _ROWS}
+INFIX: dict[tuple[str, int], Op] = {(row.infix, row.arity): row for row in _ROWS if row.infix}
+FUNCTIONS: dict[str, Op] = {row.name: row for row in _ROWS if row.infix is None}
+
+if len(OPS) != len(_ROWS):
+    raise TypeError("two rows of the op table share a name")

@@ -1,0 +1,219 @@
+"""Widths: which named width (H, X, P …) every node and parameter has. The checker between the text
+and the graph.
+
+Unification over width variables: an elementwise op gives its vector arguments one width, a matrix
+turns the width of its operand into any other, a state has the width it declares. What stays open is
+the hidden width H. Whatever lets raw `x` meet a hidden width demands X == that width; the layer
+then projects x when the sizes differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from cellgraph.errors import CellError
+from cellgraph.graph import (
+    CONST,
+    INPUT,
+    MATMUL,
+    PARAM,
+    STATE,
+    CellGraph,
+    Init,
+    Node,
+    Param,
+    State,
+    topological,
+)
+
+SCALAR, MATRIX = "1", "(matrix)"  # no widths; a text cannot declare these names
+
+
+class WidthError(CellError):
+    """Widths that cannot agree, at `node`; the parser adds line and caret."""
+
+    def __init__(self, node: Node, message: str) -> None:
+        super().__init__(message)
+        self.node = node
+        self.message = message
+
+
+class _Widths:
+    """Union-find over width names. Variables start with '?'; fixed names with a letter."""
+
+    def __init__(
+        self, order: Sequence[Node], declared: Mapping[str, str], scalars: Container[str]
+    ) -> None:
+        self.parent: dict[str, str] = {}
+        self.raw_x: str | None = None
+        self.of: dict[Node, str] = {}  # the width of every node, up to `find`
+        self.declared, self.scalars = declared, scalars
+        self.matrices = frozenset(n.args[0] for n in order if n.op == MATMUL)
+        for node in order:
+            if node.is_leaf:
+                self.of[node] = self._leaf(node)
+            elif node.op == MATMUL:
+                self.of[node] = self._product(node)
+            else:
+                self.of[node] = self._pointwise(node)
+
+    def find(self, width: str) -> str:
+        while self.parent.get(width, width) != width:
+            width = self.parent[width]
+        return width
+
+    def resolve(self, width: str) -> str:
+        """The fixed name that a width came to; what stayed open is the hidden width."""
+        found = self.find(width)
+        return "H" if found.startswith("?") else found
+
+    def unify(self, a: str, b: str, node: Node) -> None:
+        a, b = self.find(a), self.find(b)
+        if a == b:
+            return
+        if a.startswith("?"):
+            self.parent[a] = b
+        elif b.startswith("?"):
+            self.parent[b] = a
+        elif "X" in (a, b):
+            self.raw_x = b if a == "X" else a
+            self.parent["X"] = self.raw_x
+        else:
+            raise WidthError(
+                node, f"a vector of width {a} meets one of width {b}, expected equal widths"
+            )
+
+    def _leaf(self, node: Node) -> str:
+        label = str(node.attr)
+        if node.op == INPUT:
+            return "X"
+        if node.op == STATE:
+            if label not in self.declared:
+                raise WidthError(node, f"state {label!r} is read but not declared")
+            return self.declared[label]
+        if node in self.matrices:
+            return MATRIX
+        return SCALAR if node.op == CONST or label in self.scalars else f"?{label}"
+
+    def _product(self, node: Node) -> str:
+        matrix, operand = node.args
+        if str(matrix.attr) in self.scalars:
+            raise WidthError(node, f"{matrix.attr} is declared scalar, expected a matrix left of @")
+        if self.of[operand] in (SCALAR, MATRIX):
+            found = "number" if self.of[operand] == SCALAR else "matrix"
+            raise WidthError(node, f"the right side of @ is a {found}, expected a vector")
+        self.unify(f"?{matrix.attr}.cols", self.of[operand], node)
+        return f"?{matrix.attr}.rows"
+
+    def _pointwise(self, node: Node) -> str:
+        result = SCALAR
+        for arg in node.args:
+            width = self.of[arg]
+            if width == MATRIX:
+                raise WidthError(
+                    node,
+                    f"{arg.attr} is a matrix elsewhere in the cell, expected it left of @ only",
+                )
+            if width != SCALAR:
+                if result != SCALAR:
+                    self.unify(result, width, node)
+                result = width
+        return result
+
+    def param(self, node: Node, init: Init | None) -> Param:
+        """What is known of a parameter once every width is unified."""
+        label = str(node.attr)
+        identity = init is not None and init.kind == "identity"
+        if node in self.matrices:
+            rows, cols = self.resolve(f"?{label}.rows"), self.resolve(f"?{label}.cols")
+            if identity and rows != cols:
+                raise WidthError(
+                    node,
+                    f"init {label} = identity(…): {label} maps {cols} to {rows}, expected square",
+                )
+            return Param(label, "matrix", rows, cols, init)
+        if identity:
+            raise WidthError(
+                node, f"init {label} = identity(…): {label} is not a matrix, expected a number"
+            )
+        if label in self.scalars:
+            return Param(label, "scalar", None, None, init)
+        return Param(label, "vector", self.resolve(f"?{label}"), None, init)
+
+
+def build(
+    name: str,
+    states: Sequence[tuple[str, str, Node]],
+    output: Node,
+    *,
+    scalars: Iterable[str] = (),
+    inits: Mapping[str, Init] | None = None,
+    names: Iterable[tuple[str, Node]] = (),
+    doc: str = "",
+) -> CellGraph:
+    """Check widths, derive the parameters and freeze a cell.
+
+    `states` are (name, width, next value); `scalars` names the scalar parameters; `inits` the
+    declared starts. Names of nodes that nothing reads are dropped with them. Raises `WidthError`, a
+    `CellError`.
+    """
+    inits = inits or {}
+    order = topological([node for _, _, node in states] + [output])
+    widths = _Widths(order, {label: width for label, width, _ in states}, frozenset(scalars))
+    for label, width, node in states:
+        if widths.of[node] in (SCALAR, MATRIX):
+            raise WidthError(
+                node, f"the next value of {label} is not a vector, expected width {width}"
+            )
+        widths.unify(widths.of[node], width, node)
+    if widths.of[output] in (SCALAR, MATRIX):
+        raise WidthError(output, "the output is not a vector, expected one")
+    params = [widths.param(node, inits.get(str(node.attr))) for node in order if node.op == PARAM]
+    alive = frozenset(order)
+    return CellGraph(
+        name=name,
+        inputs=("x",),
+        states=tuple(State(*s) for s in states),
+        outputs=(output,),
+        params=tuple(params),
+        raw_x=widths.raw_x,
+        names=tuple((label, node) for label, node in names if node in alive),
+        doc=doc,
+    )
+
+
+def only_states(cell: CellGraph, keep: Container[str]) -> CellGraph:
+    """The cell without the other states; none of them may reach what remains."""
+    if all(s.name in keep for s in cell.states):
+        return cell
+    return build(
+        cell.name,
+        [(s.name, s.width, s.next) for s in cell.states if s.name in keep],
+        cell.outputs[0],
+        scalars=[p.name for p in cell.params if p.kind == "scalar"],
+        inits={p.name: p.init for p in cell.params if p.init is not None},
+        names=cell.names,
+        doc=cell.doc,
+    )
+
+
+def node_widths(cell: CellGraph) -> dict[Node, str | None]:
+    """The name of every node's width; None for numbers and scalars. A matrix parameter has its
+    rows."""
+    params = {p.name: p for p in cell.params}
+    states = {s.name: s for s in cell.states}
+    width: dict[Node, str | None] = {}
+    for node in cell.nodes:
+        if node.op == CONST:
+            width[node] = None
+        elif node.op == INPUT:
+            width[node] = cell.raw_x or "X"
+        elif node.op == STATE:
+            width[node] = states[str(node.attr)].width
+        elif node.op == PARAM:
+            width[node] = params[str(node.attr)].rows
+        elif node.op == MATMUL:
+            width[node] = width[node.args[0]]
+        else:
+            width[node] = next((width[a] for a in node.args if width[a] is not None), None)
+    return width

@@ -1,0 +1,135 @@
+"""The words of the command line: commands, options and their help. What they do stands in
+`cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from search.versions import installed
+
+_CELL = "RUN:KEY, a zoo name or a .cell file"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line on standard error, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """The parser of `cellsearch`; the chosen command stands in `command`, e.g. "data list"."""
+    top = Parser(prog="cellsearch", description="Neural architecture search over recurrent cells.")
+    version = f"cellsearch {installed('cellsearch')}"
+    top.add_argument("--version", action="version", version=version)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> Parser:
+        made: Parser = commands.add_parser(name, help=text, description=f"{text}.".capitalize())
+        made.set_defaults(command=name)
+        return made
+
+    _runs(command)
+    _cells(command)
+    data = commands.add_parser("data", help="data sets: list, fetch, path")
+    _data(data.add_subparsers(metavar="list|fetch|path", required=True))
+    doctor = command("doctor", "what this machine has, what it lacks, and how to get it")
+    _json(doctor)
+    return top
+
+
+def _runs(command: Callable[[str, str], Parser]) -> None:
+    made = command("launch", "start a search from a configuration")
+    made.add_argument("config", help="a YAML file, or a bundled one: quick, standard, …")
+    made.add_argument("--run", help="the run directory (default: runs/NAME, numbered if it exists)")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable"
+    )
+    _workers(made)
+    made = command("resume", "carry a run on after an interruption, a crash or a kill")
+    _run(made)
+    _workers(made)
+    made = command("status", "how far a run is")
+    _run(made)
+    _json(made)
+    _run(command("replay", "rebuild every proposal of a run from its journal, without training"))
+    made = command("inspect", "the leaderboard of a run, or everything about one cell")
+    made.add_argument("target", help=f"a run directory, {_CELL}")
+    made.add_argument("--top", type=whole(1), default=20, metavar="N", help="rows to show (20)")
+    _json(made)
+    made = command("report", "write the page of a run")
+    _run(made)
+    made.add_argument("--out", help="the HTML file (default: RUN/report.html)")
+
+
+def _cells(command: Callable[[str, str], Parser]) -> None:
+    made = command("export", "write a cell as a file for other programs")
+    made.add_argument("target", help=_CELL)
+    made.add_argument(
+        "--format", required=True, help="torch (a .py file that needs only torch) or cell"
+    )
+    made.add_argument("--out", required=True, help="the file to write")
+    made.add_argument("--force", action="store_true", help="replace an existing file")
+    made = command("zoo", "the named cells")
+    _json(made)
+    made = command("mutate", "print random children of a cell")
+    made.add_argument("cell", help=_CELL)
+    made.add_argument("--seed", type=whole(0), default=0, help="of the random generator (0)")
+    made.add_argument("--count", type=whole(1), default=1, help="how many children (1)")
+    made.add_argument(
+        "--edits",
+        type=edits,
+        metavar="LOW-HIGH",
+        help="so many transformations, such as 1-3 (default: every node with probability p)",
+    )
+
+
+def _data(kinds: argparse._SubParsersAction[Parser]) -> None:
+    def command(name: str, text: str) -> Parser:
+        made = kinds.add_parser(name, help=text, description=f"{text}.".capitalize())
+        made.set_defaults(command=f"data {name}")
+        return made
+
+    _json(command("list", "every data set, and whether it is here"))
+    made = command("fetch", "download data sets and check them")
+    made.add_argument("names", nargs="+", metavar="NAME", help="as `data list` names them")
+    made.add_argument("--to", help="the folder (default: the cache directory)")
+    command("path", "the folders that are searched for data")
+
+
+def _run(made: Parser) -> None:
+    made.add_argument("run", help="the run directory")
+
+
+def _json(made: Parser) -> None:
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _workers(made: Parser) -> None:
+    made.add_argument("--address", help="an existing Ray cluster: auto, HOST:PORT, ray://HOST:PORT")
+    made.add_argument(
+        "--workers", type=whole(0), metavar="N", help="default: all cores; 0: no Ray, this process"
+    )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}, expected a whole number of at least {least}"
+            )
+        return int(text)
+
+    return read
+
+
+def edits(text: str) -> tuple[int, int]:
+    """`1-3` as (1, 3)."""
+    low, _, high = text.partition("-")
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected LOW-HIGH such as 1-3")
+    return int(low), int(high)

@@ -1,0 +1,308 @@
+"""The commands. One short function each; the words are in `arguments.py`, the work is done by the
+packages.
+
+Exit status 0 on success, 2 on bad input with one line on standard error, 130 after Ctrl-C.
+Heavy imports (torch, pandas, ray) happen inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cellgraph as cg
+from cellgraph import CellError
+from evaluators.errors import DataError
+from search import arguments
+from search.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.algorithms import Algorithm
+    from search.launch import Plan
+    from search.progress import Progress
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = arguments.parser().parse_args(argv)
+    try:
+        return _COMMANDS[options.command](options) or 0
+    except (CellError, DataError, SearchError) as error:
+        print(f"cellsearch: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `cellsearch zoo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("cellsearch: interrupted; nothing that was acknowledged is lost", file=sys.stderr)
+        return 130
+
+
+# -- running
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from search import config as configuration
+    from search import launch
+
+    config = configuration.load(options.config, options.set)
+    if options.workers is not None:
+        config = configuration.Config.from_dict(
+            {**config.to_dict(), "workers": options.workers}, "--workers"
+        )
+    directory = Path(options.run) if options.run else _free(Path("runs"), config.name)
+    print(f"run {directory}: {config.search.candidates} candidates, seed {config.seed}", flush=True)
+    try:
+        with _Watch(str(directory)) as watch:
+            launch.launch(config, directory, address=options.address, watch=watch)
+    except KeyboardInterrupt:
+        _interrupted(directory)
+        raise
+    _finish(directory)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from search import launch
+
+    directory = Path(options.run)
+    try:
+        with _Watch(str(directory)) as watch:
+            launch.resume(directory, workers=options.workers, address=options.address, watch=watch)
+    except KeyboardInterrupt:
+        _interrupted(directory)
+        raise
+    _finish(directory)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from search import launch
+    from search.progress import Silent
+
+    algorithm, complete = launch.replay(Path(options.run), watch=lambda algorithm, plan: Silent())
+    state = "complete" if complete else "unfinished"
+    print(f"{options.run}: every proposal follows from the journal; the run is {state}")
+    for score, name in algorithm.standing()[:10]:
+        print(f"  {score:.4f}  {name}")
+
+
+class _Watch:
+    """Makes the progress display once the algorithm exists, and closes it whatever happens."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress: Progress | None = None
+
+    def __call__(self, algorithm: Algorithm, plan: Plan) -> Progress:
+        from rich.console import Console
+
+        from search.progress import Progress
+
+        self.progress = Progress(self.title, algorithm, Console())
+        return self.progress.__enter__()
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.progress is not None:
+            self.progress.__exit__(*raised)
+
+
+def _free(folder: Path, name: str) -> Path:
+    """folder/name, or the first of name-2, name-3, … that is not there yet."""
+    directory, number = folder / name, 1
+    while directory.exists():
+        number += 1
+        directory = folder / f"{name}-{number}"
+    return directory
+
+
+def _interrupted(directory: Path) -> None:
+    if (directory / "journal.sqlite").exists():
+        print(f"go on with: cellsearch resume {directory}", file=sys.stderr)
+
+
+def _finish(directory: Path) -> None:
+    """Leaderboard and report of a run that came to its end."""
+    from reports import collect, page, tables
+
+    run = collect.read(directory)
+    tables.leaderboard(run, 10)
+    print(f"report: {page.write(run, directory / 'report.html')}")
+
+
+# -- looking
+
+
+def _status(options: argparse.Namespace) -> None:
+    from reports import collect, tables
+
+    run = collect.read(options.run)
+    if options.json:
+        _print_json(tables.status_data(run))
+    else:
+        tables.status(run)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from reports import collect, tables
+
+    target: str = options.target
+    directory, colon, key = target.rpartition(":")
+    if Path(target).is_dir():
+        run = collect.read(target)
+        if options.json:
+            _print_json(tables.leaderboard_data(run, options.top))
+        else:
+            tables.leaderboard(run, options.top)
+    elif colon and Path(directory).is_dir():
+        run = collect.read(directory)
+        if options.json:
+            _print_json(tables.cell_data(run, key))
+        else:
+            tables.cell_page(run, key)
+    else:
+        cell = cg.load(target)
+        info = cg.zoo.info(cell.name) if cell.name in cg.zoo.names() else None
+        if options.json:
+            _print_json(tables.named_cell_data(cell, info))
+        else:
+            tables.named_cell_page(cell, info)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from reports import collect, page
+
+    out = options.out or Path(options.run) / "report.html"
+    print(page.write(collect.read(options.run), Path(out)))
+
+
+def _zoo(options: argparse.Namespace) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in cg.zoo.names():
+        cell, info = cg.zoo.get(name), cg.zoo.info(name)
+        rows.append(
+            {
+                "name": name,
+                "title": info.title,
+                "reference": info.reference,
+                "tags": list(info.tags),
+                "aliases": list(info.aliases),
+                "states": [s.name for s in cell.states],
+                "parameters_64": cg.count_parameters(cell, 64, 64),
+                "flops_64": cg.flops_per_step(cell, 64, 64),
+                "key": cell.key(),
+            }
+        )
+    if options.json:
+        _print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "states", "parameters", "title", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for row in rows:
+        table.add_row(
+            row["name"], " ".join(row["states"]), f"{row['parameters_64']:,}", row["title"]
+        )
+    Console().print(table, highlight=False)
+    print(f"{len(rows)} cells, parameters at H = X = 64; more of one: cellsearch inspect NAME")
+
+
+def _mutate(options: argparse.Namespace) -> None:
+    parent = cg.load(options.cell)
+    rng = random.Random(options.seed)
+    made, draws = 0, 0
+    while made < options.count:
+        draws += 1
+        if draws > 1000 * options.count:
+            raise SearchError(
+                f"{made} children of {parent.name} in {draws - 1} draws, expected {options.count}"
+            )
+        child = cg.mutate(parent, rng, edits=options.edits)
+        if child is not None:
+            print(child if made == 0 else f"\n{child}", end="")
+            made += 1
+
+
+def _export(options: argparse.Namespace) -> None:
+    path = cg.export(options.target, options.out, options.format, overwrite=options.force)
+    print(path)
+
+
+# -- surroundings
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from evaluators import data
+
+    rows = data.names()
+    if options.json:
+        _print_json(rows)
+        return
+    for name, row in rows.items():
+        print(f"{name:<12} {'here   ' if row['available'] else 'missing'} {row['description']}")
+        print(f"{'':<20} {row['where']}")
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from evaluators import data
+
+    for name in options.names:
+        for path in data.fetch(name, options.to):
+            print(path)
+
+
+def _data_path(options: argparse.Namespace) -> None:
+    from evaluators import data
+
+    for label, folder in data.path().items():
+        print(f"{label:<16} {folder or 'not set'}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from search import doctor
+
+    findings = []
+    for finding in doctor.examine():
+        findings.append(finding)
+        if not options.json:
+            print(f"{finding.state:<8} {finding.what}: {finding.detail}", flush=True)
+    missing = [f for f in findings if f.state == "missing"]
+    if options.json:
+        _print_json([vars(f) for f in findings])
+    if missing:
+        names = ", ".join(f.what for f in missing)
+        print(f"cellsearch: this machine lacks: {names}", file=sys.stderr)
+    return 2 if missing else 0
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "launch": _launch,
+    "resume": _resume,
+    "status": _status,
+    "replay": _replay,
+    "inspect": _inspect,
+    "report": _report,
+    "export": _export,
+    "zoo": _zoo,
+    "mutate": _mutate,
+    "data list": _data_list,
+    "data fetch": _data_fetch,
+    "data path": _data_path,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The stages that a cell passes through, cheapest first, and what a unit of work in each is planned
+to cost.
+
+A stage joins a task, the grid its settings are drawn from, a budget and the bar for going on. Which
+cell enters which stage with which settings is the algorithm's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cellgraph as cg
+from cellgraph import CellGraph
+from evaluators import Budget, Grid, Settings, tasks
+from evaluators.task import Task
+from search.config import Config, FilterConfig, GridConfig, StageConfig
+from search.errors import SearchError
+
+#: Planned seconds of one elementwise or matrix call, forward and backward together, and of one
+#: floating-point operation. Only ratios between units matter, and only for how busy the workers
+#: are.
+CALL_SECONDS, FLOP_SECONDS = 10e-6, 5e-11
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the funnel; `threshold` is an accuracy for the filter, a ratio to the baseline
+    for a task."""
+
+    name: str
+    task: Task
+    options: Mapping[str, Any]
+    grid: Grid
+    budget: Budget
+    threshold: float
+    is_filter: bool
+
+    def metric(self, record: Mapping[str, Any]) -> float | None:
+        """What a training counts for: its metric when it ended well, else None. Failures improve
+        nothing."""
+        if record["status"] != "ok":
+            return None
+        value = record["metrics"].get(self.task.metric)
+        return None if value is None else float(value)
+
+    def better(self, value: float, than: float | None) -> bool:
+        return than is None or (value > than if self.task.maximise else value < than)
+
+    def best(self, values: Sequence[float | None]) -> float | None:
+        """The best of some metrics, None when there is none."""
+        found: float | None = None
+        for value in values:
+            if value is not None and self.better(value, found):
+                found = value
+        return found
+
+    def cost(self, cell: CellGraph, settings: Sequence[Settings]) -> float:
+        """Planned seconds, a pure function of cell, settings and budget, whatever early stopping
+        does later."""
+        inner = sum(1 for node in cell.nodes if node.args)
+        total = 0.0
+        for setting in settings:
+            # Parameters of a model are used once a step and row, and about twice more in the
+            # backward pass.
+            flops = 6.0 * setting.params * self.task.unroll * self.task.batch_size
+            calls = inner * setting.layers * self.task.unroll
+            total += self.budget.steps * (calls * CALL_SECONDS + flops * FLOP_SECONDS)
+        return total
+
+
+def stages(config: Config) -> list[Stage]:
+    """The filter, when there is one, then the tasks in order. Loads their data. Raises DataError,
+    SearchError."""
+    entries: list[FilterConfig | StageConfig] = list(config.tasks)
+    if config.filter is not None:
+        entries.insert(0, config.filter)
+    made = [_stage(entry, config) for entry in entries]
+    names = [stage.name for stage in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise SearchError(
+                f"task {name} stands {names.count(name)} times in the configuration, expected once"
+            )
+    return made
+
+
+def _stage(entry: FilterConfig | StageConfig, config: Config) -> Stage:
+    task = tasks.create(entry.task, **entry.options)
+    is_filter = isinstance(entry, FilterConfig)
+    if is_filter and task.metric != "accuracy":
+        raise SearchError(
+            f"filter.task is {entry.task}, which is not scored by accuracy, expected memorisation"
+        )
+    return Stage(
+        name=task.name,
+        task=task,
+        options=entry.options,
+        grid=_grid(entry.grid or config.grid, entry.params),
+        budget=Budget(
+            steps=entry.steps,
+            eval_every=entry.eval_every,
+            schedule="constant" if isinstance(entry, FilterConfig) else entry.schedule,
+            target=entry.threshold if isinstance(entry, FilterConfig) else None,
+            seconds=config.timeout,
+        ),
+        threshold=entry.threshold if isinstance(entry, FilterConfig) else config.search.threshold,
+        is_filter=is_filter,
+    )
+
+
+def _grid(values: GridConfig, params: tuple[int, ...]) -> Grid:
+    return Grid(
+        optimizer=values.optimizer,
+        scale=values.scale,
+        lr=values.lr,
+        clip=values.clip,
+        layers=values.layers,
+        dropout=values.dropout,
+        params=params,
+    )
+
+
+def seeds(config: Config) -> list[CellGraph]:
+    """The cells the pool starts with, the baseline among them. Raises CellError, SearchError."""
+    cells = [cg.load(name) for name in config.search.seeds]
+    keys = [cell.key() for cell in cells]
+    for name, key in zip(config.search.seeds, keys, strict=True):
+        if keys.count(key) > 1:
+            raise SearchError(
+                f"search.seeds: {name} is the same cell as another seed, expected different cells"
+            )
+    return cells

@@ -1,0 +1,234 @@
+"""From a configuration to a running search and back: run directories, resuming, replaying.
+
+The journal holds all that a run depends on (configuration, seed cells, checksums of the data);
+`config.yaml` beside it says the same to people and can be launched again. Nothing of a run is
+written before everything it needs is there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cellgraph as cg
+from cellgraph import CellGraph
+from search import funnel, work
+from search.algorithms import Algorithm, create
+from search.cluster import RayExecutor
+from search.config import Config
+from search.errors import SearchError
+from search.executor import Executor, InlineExecutor
+from search.funnel import Stage
+from search.journal import EventRow, Journal
+from search.loop import Loop, Observer
+from search.versions import installed
+
+PACKAGES = ("cellsearch", "torch", "ray", "numpy", "networkx", "music21")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration with everything it names loaded and checked."""
+
+    config: Config
+    stages: list[Stage]
+    seeds: list[CellGraph]
+
+    def algorithm(self) -> Algorithm:
+        return create(self.config, self.stages, self.seeds)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, platform and the data with their checksums."""
+        return {
+            "versions": {
+                "python": platform.python_version(),
+                **{name: installed(name) for name in PACKAGES},
+            },
+            "platform": f"{platform.system()} {platform.machine()}",
+            "data": {stage.name: stage.task.describe() for stage in self.stages},
+        }
+
+
+def plan(config: Config, seeds: Sequence[str] | None = None) -> Plan:
+    """Load tasks, data and seed cells (from `seeds`, cell texts, where given) and check that they
+    compile.
+
+    Raises SearchError, DataError, CellError.
+    """
+    cells = funnel.seeds(config) if seeds is None else [cg.parse(text) for text in seeds]
+    for cell in cells:
+        if len(cell.widths) > 1:
+            raise SearchError(
+                f"seed {cell.name} has states of width {cell.widths[1]}, expected width H only"
+            )
+        cg.compile(cell, 2, 2, backend=config.backend)
+    made = Plan(config, funnel.stages(config), cells)
+    made.algorithm()  # checks what it needs of the configuration
+    return made
+
+
+def launch(
+    config: Config,
+    directory: Path,
+    *,
+    address: str | None,
+    watch: Callable[[Algorithm, Plan], Observer],
+) -> None:
+    """Start a new run in `directory` and carry it to its end. Raises SearchError, DataError,
+    CellError."""
+    if (directory / "journal.sqlite").exists():
+        raise SearchError(
+            f"{directory} holds a run already, expected a new name, "
+            f"or: cellsearch resume {directory}"
+        )
+    ready = plan(config)
+    with ExitStack() as stack:
+        executor = stack.enter_context(closing(_executor(ready, address)))
+        environment = ready.environment()
+        meta = {
+            "config": json.dumps(config.to_dict(), sort_keys=True),
+            "environment": json.dumps(environment, sort_keys=True),
+            "seeds": json.dumps([str(cell) for cell in ready.seeds]),
+            "stages": json.dumps([_about(stage) for stage in ready.stages]),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        journal = stack.enter_context(Journal.create(directory, meta))
+        _write_config(directory, config, environment)
+        _carry(ready, journal, executor, watch, "launched", address)
+
+
+def resume(
+    directory: Path,
+    *,
+    workers: int | None,
+    address: str | None,
+    watch: Callable[[Algorithm, Plan], Observer],
+) -> None:
+    """Carry a run on from its journal, on any number of workers. Raises SearchError, DataError,
+    CellError."""
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal.open(directory))
+        ready = _planned(journal, directory)
+        if workers is not None:
+            ready = Plan(_with_workers(ready.config, workers), ready.stages, ready.seeds)
+        executor = stack.enter_context(closing(_executor(ready, address)))
+        _carry(ready, journal, executor, watch, "resumed", address)
+
+
+def replay(
+    directory: Path, *, watch: Callable[[Algorithm, Plan], Observer]
+) -> tuple[Algorithm, bool]:
+    """Rebuild every proposal and the pool from the journal, without training.
+
+    Returns the algorithm in its last state, and whether the run had come to its end. Raises
+    SearchError where the journal differs from what its configuration leads to.
+    """
+    with Journal.read(directory) as journal:
+        ready = _planned(journal, directory)
+        algorithm = ready.algorithm()
+        loop = Loop(algorithm, journal, None, ready.config.virtual_workers, watch(algorithm, ready))
+        return algorithm, loop.run()
+
+
+def _carry(
+    ready: Plan,
+    journal: Journal,
+    executor: Executor,
+    watch: Callable[[Algorithm, Plan], Observer],
+    kind: str,
+    address: str | None,
+) -> None:
+    algorithm = ready.algorithm()
+    journal.write(events=[EventRow(kind, {"workers": executor.workers, "address": address})])
+    try:
+        Loop(
+            algorithm, journal, executor, ready.config.virtual_workers, watch(algorithm, ready)
+        ).run()
+    except KeyboardInterrupt:
+        journal.write(events=[EventRow("interrupted")])
+        raise
+    journal.write(events=[EventRow("finished")])
+
+
+def _planned(journal: Journal, directory: Path) -> Plan:
+    """The plan of an existing run; its data must still be those it started with."""
+    try:
+        config = Config.from_dict(json.loads(journal.meta["config"]), source=str(directory))
+        environment = json.loads(journal.meta["environment"])
+        seeds = json.loads(journal.meta["seeds"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise SearchError(
+            f"{directory}: its journal lacks {error}, expected a run of cellsearch"
+        ) from None
+    ready = plan(config, seeds)
+    for name, described in ready.environment()["data"].items():
+        if _checksum(described) != _checksum(environment["data"].get(name)):
+            raise SearchError(
+                f"{directory}: the data of task {name} are not those the run started with "
+                f"({_checksum(environment['data'].get(name))} then, {_checksum(described)} now)"
+            )
+    return ready
+
+
+def _executor(ready: Plan, address: str | None) -> Executor:
+    config = ready.config
+    function = work.Evaluator.of(ready.stages, config.backend, config.seed)
+    sets = work.data_sets(ready.stages)
+    if config.workers == 0 and address is None:
+        work.prepare(sets)
+        return InlineExecutor(function)
+    return RayExecutor(
+        function,
+        workers=config.workers or None,
+        address=address,
+        timeout=config.timeout,
+        attempts=config.attempts,
+        setup=work.prepare,
+        setup_args=(sets,),
+    )
+
+
+def _with_workers(config: Config, workers: int) -> Config:
+    return Config.from_dict({**config.to_dict(), "workers": workers})
+
+
+def _about(stage: Stage) -> dict[str, Any]:
+    task = stage.task
+    return {
+        "name": stage.name,
+        "metric": task.metric,
+        "maximise": task.maximise,
+        "unit": task.unit,
+        "family": task.family,
+        "filter": stage.is_filter,
+        "threshold": stage.threshold,
+        "steps": stage.budget.steps,
+        "settings_in_grid": len(stage.grid),
+    }
+
+
+def _write_config(directory: Path, config: Config, environment: Mapping[str, Any]) -> None:
+    """The resolved configuration, launchable as it is; versions and checksums stand in its
+    comments."""
+    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
+    lines = [
+        f"# Resolved configuration of {config.name}.",
+        f"# {versions}; {environment['platform']}",
+    ]
+    for name, described in environment["data"].items():
+        lines.append(f"# data of {name}: {_checksum(described)}")
+    text = "\n".join(lines) + "\n" + yaml.safe_dump(config.to_dict(), sort_keys=False)
+    (directory / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def _checksum(described: Mapping[str, Any] | None) -> str:
+    data = (described or {}).get("data")
+    return f"{data['name']} sha256 {data['sha256']}" if data else "generated"
