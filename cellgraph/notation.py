@@ -213,6 +213,8 @@ class _Parser:
                 raise self.error(f"init {token.text} stands twice, expected once", token)
             self.expect("=")
             self.inits[token.text] = (self.init(), token)
+        elif first.text == "cell" and self.token.kind == "name":
+            raise self.error("a second cell starts here, expected one cell in a text", first)
         else:
             self.assignment(first)
 
@@ -387,8 +389,8 @@ class _Parser:
         name = arrow.text.rstrip("'")
         if name in self.states:
             return self.next[name]
-        if name in self.values:
-            return self.values[name]
+        if arrow.text in self.values:
+            return self.values[arrow.text]
         known = [*self.states, *self.values]
         raise self.error(
             f"the output {name} is never assigned{closest(name, known)}, "
@@ -401,7 +403,7 @@ class _Parser:
             if name not in self.params:
                 raise self.error(
                     f"{name} is not a parameter of the cell{closest(name, self.params)}, "
-                    f"{', '.join(self.params) or 'none'}",
+                    f"expected one of {', '.join(self.params) or 'none'}",
                     token,
                 )
         output = self.output(arrow)

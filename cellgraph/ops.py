@@ -100,8 +100,8 @@ _ROWS = (
     Op("gelu", lambda t, a: t.nn.functional.gelu(a),
        ("0.5 + 0.5 * erf(a * 0.7071067811865476) + 0.3989422804014327 * a * exp(a * a / -2)",),
        "({0} * (1 + erf({0} * 0.70710678118654752)) / 2)", _function(r"\operatorname{{GELU}}")),
-    # relu6(x + 3) / 6, as in torch.
-    Op("hard_sigmoid", lambda t, a: t.nn.functional.hardsigmoid(a), ("step(a + 3) * step(3 - a) / 6",),
+    # torch's hardsigmoid, whose own backward multiplies by a sixth rounded to float32.
+    Op("hard_sigmoid", lambda t, a: t.nn.functional.relu6(a + 3) / 6, ("step(a + 3) * step(3 - a) / 6",),
        "({0} <= -3 ? 0 : {0} >= 3 ? 1 : {0} / 6 + 0.5)", _function(r"\operatorname{{hs}}")),
     Op("sign", lambda t, a: t.sign(a), ("0",), "(({0} > 0) - ({0} < 0))",
        _function(r"\operatorname{{sign}}")),

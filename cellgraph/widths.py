@@ -58,8 +58,10 @@ class _Widths:
                 self.of[node] = self._pointwise(node)
 
     def find(self, width: str) -> str:
-        while self.parent.get(width, width) != width:
-            width = self.parent[width]
+        while (above := self.parent.get(width, width)) != width:
+            # Halving the path keeps a sum of thousands of parameters from taking quadratic time.
+            self.parent[width] = self.parent.get(above, above)
+            width = above
         return width
 
     def resolve(self, width: str) -> str:

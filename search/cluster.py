@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import os
 import re
 import secrets
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -105,7 +107,7 @@ class RayExecutor:
         attempts: int = 3,
         setup: Callable[..., None] | None = None,
         setup_args: tuple[Any, ...] = (),
-        start_timeout: float = 60.0,
+        start_timeout: float = 120.0,
     ) -> None:
         if workers is not None and workers < 1:
             raise SearchError(f"workers: expected at least 1, not {workers}")
@@ -148,7 +150,8 @@ class RayExecutor:
         if self._closed:
             raise RuntimeError("this executor is closed")
         limit = self._timeout * max(1, len(payload.get("settings", ())))
-        self._dispatch.add(Call(unit, payload, limit))
+        # A copy, as it may wait here while its owner changes it.
+        self._dispatch.add(Call(unit, copy.deepcopy(payload), limit))
         self._start_calls()
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
@@ -193,7 +196,7 @@ class RayExecutor:
         self._start_calls()
         references = [*self._calls, *self._pings]
         if not references and not self._ask_at:
-            raise SearchError(f"Ray: every worker is gone: {self._why_gone}")
+            raise SearchError(f"Ray: no worker is left: {self._why_gone}")
         moments = list(self._ask_at.values())
         moments += [d for lane in self._dispatch.lanes if (d := lane.deadline) is not None]
         moments += [end] if end is not None else []
@@ -216,22 +219,22 @@ class RayExecutor:
             if reference in self._pings:
                 self._take_ping(self._pings.pop(reference), value)
                 continue
-            lane, call = self._calls.pop(reference)
-            died = isinstance(value, self._ray.exceptions.RayError)
-            died = died and not isinstance(value, self._ray.exceptions.RayTaskError)
-            if died:
-                # Decided below, when what the same worker has finished before is told apart.
-                self._calls[reference] = lane, call
+            lane, call = self._calls[reference]
+            if _is_death(self._ray, value):
                 lost.setdefault(lane, value)
             else:
+                del self._calls[reference]
                 self._dispatch.finish(lane, call, time.monotonic())
                 self._tell(lane, call, value)
+        # Now, when what the same workers have finished before is out of the way.
         for lane, error in lost.items():
-            seconds = _since(lane)
+            seconds = time.monotonic() - lane.calls[0].started
             given_up = self._dispatch.lose(lane)
             self._forget(lane)
             if given_up is not None:
-                self._tell_death(lane, given_up, error, seconds)
+                status, message = _cause(self._ray, error)
+                message = f"{message} ({given_up.deaths} of {given_up.deaths} tries)"
+                self._done.append(_failure(given_up, lane, status, message, seconds, 0))
 
     def _values(self, ready: list[Any]) -> list[Any]:
         """The result or the exception behind each reference."""
@@ -258,24 +261,14 @@ class RayExecutor:
             self._why_gone = _last_error(str(value))
 
     def _tell(self, lane: Lane, call: Call, value: Any) -> None:
-        status: Status
-        if isinstance(value, BaseException):  # a result that cannot be sent
-            status, result, error, seconds = "crashed", None, describe(value), 0.0
+        if isinstance(value, BaseException):  # the result cannot be sent
+            self._done.append(_failure(call, lane, "crashed", _last_error(str(value)), 0.0))
         else:
             status, result, error, seconds = value
-        self._done.append(
-            Outcome(call.unit, status, result, error, seconds, lane.worker, call.deaths + 1)
-        )
-
-    def _tell_death(self, lane: Lane, call: Call, error: BaseException, seconds: float) -> None:
-        status: Status = "crashed"
-        message = f"its worker died ({call.deaths} of {call.deaths} tries)"
-        if isinstance(error, self._ray.exceptions.OutOfMemoryError):
-            status = "out_of_memory"
-            message = f"its worker was killed because memory ran out ({call.deaths} tries)"
-        self._done.append(
-            Outcome(call.unit, status, None, message, seconds, lane.worker, call.deaths)
-        )
+            tries = call.deaths + 1
+            self._done.append(
+                Outcome(call.unit, status, result, error, seconds, lane.worker, tries)
+            )
 
     # ------------------------------------------------------------------------------- lanes
 
@@ -299,17 +292,12 @@ class RayExecutor:
         now = time.monotonic()
         for lane in self._dispatch.lanes:
             if lane.deadline is not None and lane.deadline <= now:
-                seconds = _since(lane)
-                self._ray.kill(self._actors[lane.index], no_restart=False)
                 call = lane.calls[0]
+                self._ray.kill(self._actors[lane.index], no_restart=False)
                 self._dispatch.evict(lane)
                 self._forget(lane)
                 error = f"no result within {call.limit:g} s"
-                self._done.append(
-                    Outcome(
-                        call.unit, "timeout", None, error, seconds, lane.worker, call.deaths + 1
-                    )
-                )
+                self._done.append(_failure(call, lane, "timeout", error, now - call.started))
 
     def _forget(self, lane: Lane) -> None:
         """Drop the calls of a lane that went down, and have it asked."""
@@ -325,12 +313,30 @@ class RayExecutor:
             self._step(end)
 
 
-def _since(lane: Lane) -> float:
-    """For how long the oldest call of a lane has been running."""
-    return time.monotonic() - (lane.calls[0].started or 0.0) if lane.calls else 0.0
+def _failure(
+    call: Call, lane: Lane, status: Status, error: str, seconds: float, running: int = 1
+) -> Outcome:
+    """The outcome of a call that brought no result; `running` when it has not killed its worker."""
+    tries = call.deaths + running
+    return Outcome(call.unit, status, None, error, seconds, lane.worker, tries)
 
 
 # ----------------------------------------------------------------------------------- Ray itself
+
+
+def _is_death(ray: Any, value: Any) -> bool:
+    """Whether a call brought the news that its worker, or its node, is gone.
+
+    Every other exception comes from within the worker, which lives.
+    """
+    errors = ray.exceptions
+    return isinstance(value, errors.RayError) and not isinstance(value, errors.RayTaskError)
+
+
+def _cause(ray: Any, error: BaseException) -> tuple[Status, str]:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "out_of_memory", "its worker was killed because memory ran out"
+    return "crashed", "its worker died"
 
 
 def _start(workers: int, cleanup: contextlib.ExitStack) -> Any:
@@ -339,7 +345,9 @@ def _start(workers: int, cleanup: contextlib.ExitStack) -> Any:
     What it leaves on disk and in the environment is put on `cleanup`.
     """
     folder = cleanup.enter_context(scratch("cellsearch-ray-", _LONGEST_FOLDER))
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = list(filter(None, [os.environ.get("PYTHONPATH")]))
+    if _ROOT not in map(Path, [*site.getsitepackages(), site.getusersitepackages()]):
+        paths.insert(0, str(_ROOT))  # a checkout: workers find us wherever the driver runs
     variables = _ONE_THREAD | {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_TMPDIR": str(folder),  # Ray never deletes its session folders

@@ -7,7 +7,8 @@ flight keep a worker busy while the driver thinks; more would only take more alo
 * Only the oldest call of a dead lane was running; it alone is blamed. The others go back to the
   head of the queue as if nothing had happened.
 * A call that was blamed is a suspect: it is tried again, but alone on its lane, so that whatever
-  dies next is known to have died of it. After `attempts` deaths it is given up.
+  dies next is known to have died of it. After `attempts` deaths it is given up. (A call that kills
+  at once may take the result of the one before it along; that one is blamed, and just runs again.)
 """
 
 from __future__ import annotations

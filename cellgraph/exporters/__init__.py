@@ -53,8 +53,8 @@ def export(
 
     `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
     the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
-    its sizes become the defaults of that constructor; its weights are not in the file and go over by
-    `exported.load_state_dict(layer.state_dict())`. Text and paths are read by `cellgraph.load`.
+    its sizes become the defaults of that constructor; its weights are not in the file, and go over
+    by `exported.load_state_dict(layer.state_dict())`. Text and paths are read by `cellgraph.load`.
 
     The file appears complete or not at all. Raises `CellError` for an unknown format, a file that
     is there already (unless `overwrite`), and a path that cannot be written.
@@ -75,7 +75,7 @@ def _design(source: CellGraph | CellLayer | str | Path) -> Design:
         source = load(source)
     if isinstance(source, CellGraph):
         return Design(_checked(source))
-    from cellgraph.layer import CellLayer  # noqa: PLC0415  # only layers need torch
+    from cellgraph.layer import CellLayer  # only a layer needs torch
 
     if not isinstance(source, CellLayer):
         raise CellError(f"a {type(source).__name__} cannot be exported, expected a cell or a layer")
@@ -105,15 +105,18 @@ def _write(target: Path, text: str, overwrite: bool) -> None:
         if target.exists() and not overwrite:
             raise CellError(f"{target} exists, expected a new path (or overwrite)")
         temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+        with temporary.open("xb") as file:
             made = temporary
-            file.write(text)
+            # A comment may hold what no file can, such as half of a surrogate pair.
+            file.write(text.encode("utf-8", "replace"))
         os.replace(temporary, target)
         made = None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except CellError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise CellError(
-            f"{target} cannot be written ({reason}), expected a path in a writable directory"
+            f"{str(target)!r} cannot be written ({getattr(error, 'strerror', None) or error}), "
+            "expected a path in a writable directory"
         ) from None
     finally:
         if made is not None:

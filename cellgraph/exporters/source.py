@@ -10,14 +10,15 @@ import builtins
 import keyword
 from collections.abc import Callable, Iterable, Sequence
 
-COLUMNS = 100
+#: Lines are broken to fit, indented as deep as the body of a loop in a method.
+COLUMNS, INDENT = 100, 12
 
 # How strongly Python's operators bind; calls, attributes and names bind tightest.
 _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(1, 6)
 
 
 class Source:
-    """A Python expression: arithmetic, calls and attributes on it give the text of the larger one."""
+    """A Python expression: arithmetic, calls and attributes on it give a larger expression."""
 
     def __init__(self, text: str, binds: int = _ATOM) -> None:
         self._text = text
@@ -59,7 +60,7 @@ class Source:
         return _infix(self, "/", other, _PRODUCT)
 
     def __gt__(self, other: object) -> Source:
-        return _infix(self, ">", other, _COMPARE)
+        return _infix(self._tensor(), ">", other, _COMPARE)
 
 
 class Number(Source):
@@ -88,22 +89,27 @@ class Names:
     """Local names: each given once, none of them a word of Python or of `taken`."""
 
     def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = {*taken, *keyword.kwlist, *dir(builtins)}  # membership only
+        self._words = {*taken, *keyword.kwlist, *dir(builtins)}  # for membership only, as below
+        self._taken = set(self._words)
+
+    def free(self, name: str) -> bool:
+        """Would `give` return the name itself?"""
+        return name not in self._taken
 
     def give(self, wanted: str) -> str:
         """`wanted` when it is free, else the nearest name that is."""
         # Two leading underscores would be mangled inside a class.
         wanted = f"_{wanted.lstrip('_')}" if wanted.startswith("__") else wanted
-        name, count = wanted, 1
+        name, count = f"{wanted}_" if wanted in self._words else wanted, 1
         while name in self._taken:
-            name = f"{wanted}_" if count == 1 else f"{wanted}_{count}"
             count += 1
+            name = f"{wanted}_{count}"
         self._taken.add(name)
         return name
 
 
 def attribute(name: str) -> str:
-    """`self.NAME` as an expression, also where Python has no such syntax or would mangle the name."""
+    """`self.NAME` as an expression, also where Python cannot say that or would mangle the name."""
     if keyword.iskeyword(name) or name.startswith("__"):
         return f'getattr(self, "{name}")'
     return f"self.{name}"
@@ -123,18 +129,17 @@ def comment(line: str) -> str:
     return f"# {shown}".rstrip()
 
 
-def wrapped(before: str, items: Sequence[str], after: str, indent: str) -> list[str]:
-    """`before` + items + `after` on one line if it fits, else an item a line. `before` ends in a
-    bracket that `after` closes."""
-    line = f"{indent}{before}{', '.join(items)}{after}"
-    if len(line) <= COLUMNS:
+def wrapped(opening: str, items: Sequence[str], closing: str) -> list[str]:
+    """`opening`, items and `closing` on one line if they fit, else an item a line."""
+    line = f"{opening}{', '.join(items)}{closing}"
+    if len(line) <= COLUMNS - INDENT:
         return [line]
-    return [f"{indent}{before}", *(f"{indent}    {item}," for item in items), f"{indent}{after}"]
+    return [opening, *(f"    {item}," for item in items), closing]
 
 
-def assignment(targets: Sequence[str], value: str, indent: str) -> list[str]:
+def assignment(targets: Sequence[str], value: str) -> list[str]:
     """`a, b = value`, the targets in parentheses over several lines where they are too long."""
-    line = f"{indent}{', '.join(targets)} = {value}"
-    if len(line) <= COLUMNS or len(targets) == 1:
+    line = f"{', '.join(targets)} = {value}"
+    if len(line) <= COLUMNS - INDENT or len(targets) == 1:
         return [line]
-    return [f"{indent}(", *(f"{indent}    {target}," for target in targets), f"{indent}) = {value}"]
+    return ["(", *(f"    {target}," for target in targets), f") = {value}"]

@@ -1,0 +1,71 @@
+"""Where data are looked for, and where what was worked out once is kept.
+
+Lives here: the two directories and looking for a file in them. Nothing else in the project reads
+$CELLSEARCH_DATA, $CELLSEARCH_CACHE or $XDG_CACHE_HOME.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from evaluators.data.catalogue import DataSet
+from evaluators.errors import DataError
+
+DATA_VARIABLE = "CELLSEARCH_DATA"
+CACHE_VARIABLE = "CELLSEARCH_CACHE"
+
+
+def data_directory() -> Path | None:
+    """The directory that $CELLSEARCH_DATA names, whether or not it exists; None when unset."""
+    named = os.environ.get(DATA_VARIABLE)
+    return Path(named).expanduser() if named else None
+
+
+def cache_directory() -> Path:
+    """$CELLSEARCH_CACHE, else $XDG_CACHE_HOME/cellsearch, else ~/.cache/cellsearch."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    # The XDG specification: a relative path there is invalid and to be ignored.
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if not shared.is_absolute():
+        shared = Path("~/.cache").expanduser()
+    return shared / "cellsearch"
+
+
+def path() -> dict[str, Path | None]:
+    """The directories searched, in order: {"$CELLSEARCH_DATA": …, "cache": …}; None if unset."""
+    return {f"${DATA_VARIABLE}": data_directory(), "cache": cache_directory()}
+
+
+def locate(entry: DataSet) -> list[Path]:
+    """The files to read a data set from: all of a text's, or the first there is of a roll's.
+
+    Raises DataError saying what is missing, where it was looked for and how to get it.
+    """
+    directories = [directory for directory in path().values() if directory is not None]
+    for directory in directories:
+        here = [directory / name for name in entry.files if (directory / name).is_file()]
+        if entry.kind == "roll" and here:
+            return here[:1]
+        if entry.kind == "text" and len(here) == len(entry.files):
+            return here
+    raise DataError(_missing(entry))
+
+
+def _missing(entry: DataSet) -> str:
+    data, cache = data_directory(), cache_directory()
+    known = [directory for directory in (data, cache) if directory is not None]
+    # Of an incomplete set, name the file that lacks where the others are.
+    lacking = entry.files[0]
+    for directory in known:
+        absent = [name for name in entry.files if not (directory / name).is_file()]
+        if entry.kind == "text" and 0 < len(absent) < len(entry.files):
+            lacking = absent[0]
+            break
+    where = f"(not set) nor under {cache}" if data is None else f"({data}) nor under {cache}"
+    return (
+        f"{entry.name} needs {lacking}: not under ${DATA_VARIABLE} {where}; "
+        f"get it with: cellsearch data fetch {entry.bundle}"
+    )

@@ -1,0 +1,64 @@
+"""Losses and metrics: which steps are scored, what they cost in nats, and a whole split in numbers.
+
+Nothing here trains (train.py); the customary units of a number belong to its task (task.py).
+
+Letters for shapes: T time steps, B batch, V vocabulary, F frame width, N scored steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evaluators.model import Model
+from evaluators.task import Batch, Split, Task
+
+
+def scored(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps of a batch.
+
+    Steps outside the mask are cut out before the loss: whatever stands there, it adds nothing.
+    """
+    if batch.mask is None:
+        return logits.flatten(0, 1), batch.targets.flatten(0, 1)
+    chosen = batch.mask > 0  # (T, B)
+    return logits[chosen], batch.targets[chosen]
+
+
+def summed_loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats summed over the N scored steps: cross-entropy, or the Bernoulli NLL of all notes."""
+    if task.loss == "bernoulli":
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def uniform_loss(task: Task) -> float:
+    """What the predictor that knows nothing pays, nats per scored step."""
+    if task.loss == "bernoulli":
+        return task.output_width * math.log(2)
+    return math.log(task.output_width)
+
+
+def measure(model: Model, task: Task, split: Split) -> dict[str, float]:
+    """The metrics of `model` on a whole split, as `Task.metrics` names them.
+
+    Leaves the model in training mode if it was.
+    """
+    was_training = model.training
+    model.eval()
+    total, correct, count = 0.0, 0, 0
+    state: Any = None
+    with torch.no_grad():
+        for batch in task.eval_batches(split):
+            logits, state = model(batch.inputs, None if batch.first else state)  # (T, B, V)
+            logits, targets = scored(logits, batch)  # (N, V), (N,)
+            total += float(summed_loss(task, logits, targets))
+            count += len(targets)
+            if task.loss == "categorical":
+                correct += int((logits.argmax(dim=1) == targets).sum())
+    model.train(was_training)
+    return task.metrics(total / count, correct / count if task.loss == "categorical" else None)

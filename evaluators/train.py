@@ -1,0 +1,238 @@
+"""The training loop: truncated backpropagation for one cell, one task and each of some settings.
+
+Failure is data: a setting that diverges, runs out of memory or crashes yields a record that says
+so. Nothing here knows of searches, journals or Ray; which cells and settings are worth training is
+decided elsewhere.
+
+Letters for shapes: T time steps, B batch, V vocabulary, F frame width, H units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+import cellgraph as cg
+from cellgraph import CellError, CellGraph
+from evaluators import tasks
+from evaluators.errors import DataError, unknown
+from evaluators.metrics import measure, scored, summed_loss, uniform_loss
+from evaluators.model import Model, build, flops_per_step
+from evaluators.optimizer import FlatOptimizer
+from evaluators.schedule import Schedule
+from evaluators.settings import Budget, Settings
+from evaluators.task import Split, Task
+
+#: Called after each evaluation with the new row: step, train_loss, valid_loss, valid_metric.
+OnEval = Callable[[int, float, float, float], None]
+
+DIVERGED = 10.0  #: a loss above this many times the uniform predictor's is a divergence
+CLOCK_EVERY = 8  #: steps between looks at the wall clock
+
+
+def evaluate(
+    cell: CellGraph | str,
+    task: Task | str,
+    settings: Settings | Mapping[str, Any] | Sequence[Settings | Mapping[str, Any]],
+    budget: Budget | int,
+    seed: int,
+    *,
+    backend: str = "auto",
+    split_metrics: Sequence[str] = ("valid",),
+    on_eval: OnEval | None = None,
+) -> list[dict[str, Any]]:
+    """Train `cell` on `task` once for each of `settings`; one JSON-able record each, in that order.
+
+    cell           a cell, a zoo name, a path, or notation text
+    task           a task, or the name of one with its default options
+    budget         a `Budget`, or a number of steps (then evaluated ten times)
+    seed           of the run; what a setting draws depends on (seed, cell, task, setting) alone
+    split_metrics  add "test" to measure the best parameters on the test split as well
+
+    A record holds
+
+        setting  as `Settings.to_dict`
+        seed     derived; it decides everything that this training draws
+        status   ok | diverged | timeout | out_of_memory | crashed | invalid
+        error    one line, or None
+        curve    [[step, train_loss, valid_loss, valid_metric], ...], losses in nats per scored
+                 step; train_loss is the mean since the row before
+        metrics  of the best evaluation on validation (first of equals), with its "step"; empty when
+                 training ended before the first
+        final    the same of the last evaluation
+        test     if asked for and status is ok: on the test split, of the best parameters
+        cost     steps, seconds, hidden_size, parameters, flops_per_step (forward, one batch row)
+
+    Raises for wrong arguments only: `CellError` for text that is no cell, `DataError` for unknown
+    tasks, settings, budgets and splits, and for missing data.
+    """
+    cell = _as_cell(cell)
+    task = tasks.create(task) if isinstance(task, str) else task
+    budget = Budget.of(budget)
+    if isinstance(settings, (Settings, Mapping)):
+        settings = [settings]
+    chosen = [s if isinstance(s, Settings) else Settings.from_dict(s) for s in settings]
+    for split in split_metrics:
+        if split not in get_args(Split):
+            raise unknown("split", split, get_args(Split))
+    with_test = "test" in split_metrics
+    return [_evaluate(cell, task, s, budget, seed, backend, with_test, on_eval) for s in chosen]
+
+
+def prepare_process() -> None:
+    """Settings of the whole process that training relies on; workers call it once, at their start.
+
+    One thread: workers share the machine, and sums in another order have other last digits. With
+    one thread the CPU kernels in use are deterministic without torch's slower deterministic mode.
+    Denormals, which saturated gates produce in great numbers, are slow; they become zero.
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def derive_seed(*parts: object) -> int:
+    """63 bits from the text of `parts`: the same on every machine and Python."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _as_cell(cell: CellGraph | str) -> CellGraph:
+    if isinstance(cell, str):
+        return cg.parse(cell) if "\n" in cell else cg.load(cell)
+    return cell
+
+
+def _evaluate(
+    cell: CellGraph,
+    task: Task,
+    settings: Settings,
+    budget: Budget,
+    run_seed: int,
+    backend: str,
+    with_test: bool,
+    on_eval: OnEval | None,
+) -> dict[str, Any]:
+    seed = derive_seed(run_seed, cell.key(), task.name, settings.id)
+    cost = {"steps": 0, "seconds": 0.0, "hidden_size": 0, "parameters": 0, "flops_per_step": 0}
+    record: dict[str, Any] = {"setting": settings.to_dict(), "seed": seed}
+    record |= {"status": "ok", "error": None, "curve": [], "metrics": {}, "final": {}, "cost": cost}
+    started = time.perf_counter()
+    try:
+        model = build(cell, task, settings, derive_seed(seed, "parameters"), backend)
+        cost["hidden_size"] = model.hidden_size
+        cost["parameters"] = sum(p.numel() for p in model.parameters())
+        cost["flops_per_step"] = flops_per_step(cell, task, model.hidden_size, settings.layers)
+        with torch.random.fork_rng(devices=[]):  # dropout can only draw from the global generator
+            torch.manual_seed(derive_seed(seed, "dropout"))
+            _train(model, task, settings, budget, record, with_test, on_eval)
+    except _TrainingError as end:
+        record |= {"status": end.status, "error": str(end)}
+    except DataError:
+        raise  # missing or corrupt data is no fault of the cell
+    except CellError as error:
+        record |= {"status": "invalid", "error": _one_line(error)}
+    except Exception as error:  # failure is data: the next setting gets its turn
+        status = "out_of_memory" if _is_out_of_memory(error) else "crashed"
+        record |= {"status": status, "error": f"{type(error).__name__}: {_one_line(error)}"}
+    cost["seconds"] = round(time.perf_counter() - started, 4)
+    return record
+
+
+class _TrainingError(Exception):
+    """Training that stops before its time, for a reason that is a result."""
+
+    def __init__(self, status: str, reason: str, step: int) -> None:
+        super().__init__(f"{reason} at step {step}")
+        self.status = status
+
+
+def _train(
+    model: Model,
+    task: Task,
+    settings: Settings,
+    budget: Budget,
+    record: dict[str, Any],
+    with_test: bool,
+    on_eval: OnEval | None,
+) -> None:
+    """Fill in curve, metrics and cost of `record`; `_TrainingError` when it ends badly.
+
+    The gradient is that of the loss summed over time and divided by the batch size, for both
+    optimisers. Jozefowicz et al. 2015 say no more than "divided by batch size"; a mean over 35
+    steps as well would leave their learning rates of 0.1 to 5 and norms of 1 to 20 without effect.
+    """
+    optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer)
+    schedule = Schedule(budget, settings.lr, task.maximise)
+    limit = DIVERGED * uniform_loss(task)
+    deadline = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
+    state: Any = None
+    total, count = 0.0, 0  # loss and scored steps since the last evaluation
+    best: Tensor | None = None  # parameters of the best evaluation, kept for the test split
+    model.train()
+    for step, batch in enumerate(task.train_batches(derive_seed(record["seed"], "data")), start=1):
+        logits, state = model(batch.inputs, None if batch.first else _detach(state))  # (T, B, V)
+        logits, targets = scored(logits, batch)  # (N, V), (N,)
+        loss = summed_loss(task, logits, targets)
+        nats = loss.item()
+        if not nats <= limit * len(targets):  # true for NaN too
+            raise _TrainingError("diverged", f"training loss {nats / len(targets):.3g}", step)
+        optimizer.zero_grad()
+        (loss / batch.inputs.shape[1]).backward()
+        norm = optimizer.clip(settings.clip)
+        if not math.isfinite(norm):
+            raise _TrainingError("diverged", f"gradient norm {norm}", step)
+        optimizer.step(schedule.rate(step - 1))
+        record["cost"]["steps"] = step
+        total, count = total + nats, count + len(targets)
+
+        if step % budget.eval_every == 0 or step == budget.steps:
+            metrics = measure(model, task, "valid")
+            if not metrics["loss"] <= limit:
+                raise _TrainingError("diverged", f"validation loss {metrics['loss']:.3g}", step)
+            value = metrics[task.metric]
+            row = (step, total / max(count, 1), metrics["loss"], value)
+            record["curve"].append(list(row))
+            record["final"] = metrics | {"step": step}
+            metrics = record["metrics"]
+            if not metrics or _better(value, metrics[task.metric], task.maximise):
+                record["metrics"] = record["final"]
+                best = optimizer.copy() if with_test else None
+            total, count = 0.0, 0
+            if on_eval is not None:
+                on_eval(*row)
+            reached = budget.target is not None and not _better(budget.target, value, task.maximise)
+            if not schedule.observe(value) or reached or step == budget.steps:
+                break
+        if step % CLOCK_EVERY == 0 and time.monotonic() > deadline:
+            raise _TrainingError("timeout", f"more than {budget.seconds:g} seconds", step)
+    if best is not None:
+        optimizer.restore(best)
+        record["test"] = measure(model, task, "test")
+
+
+def _detach(state: Any) -> Any:
+    """The same values without their history: gradients end at the edge of the unrolled piece."""
+    if isinstance(state, tuple):
+        return tuple(_detach(part) for part in state)
+    return state if state is None else state.detach()
+
+
+def _better(value: float, than: float, maximise: bool) -> bool:
+    return value > than if maximise else value < than
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

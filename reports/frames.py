@@ -1,0 +1,156 @@
+"""The data frames of a run; `collect.Run` says what they are for, and nothing here is formatted.
+
+Missing numbers are NaN. A run that has only just begun gives empty frames with all their columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from reports.history import History, Stage, ratio
+from reports.trainings import Training
+from search.journal import CandidateRow, ResultRow, UnitRow
+
+_NUMBERS = ("metric", "customary", "loss", "best_step", "seconds", "parameters", "hidden_size")
+_RECORDS = ("unit", "candidate", "key", "stage", "purpose", "index", "status", "error", "steps")
+
+
+def records(trainings: Sequence[Training]) -> pd.DataFrame:
+    """The fields of `Training` but its curve, the setting spread out: lr, scale, clip, layers, …"""
+    rows = []
+    for training in trainings:
+        row = asdict(training)
+        del row["curve"]
+        rows.append({**row.pop("setting"), **row})
+    numbers = [*_NUMBERS, "flops"]
+    frame = pd.DataFrame(rows, columns=None if rows else [*_RECORDS, *numbers])
+    # A column that holds nothing but None would otherwise be a column of objects.
+    wholes = ("unit", "candidate", "index", "steps")
+    return frame.astype({**dict.fromkeys(numbers, float), **dict.fromkeys(wholes, int)})
+
+
+def cells(
+    stages: Sequence[Stage],
+    candidates: Sequence[CandidateRow],
+    units: Sequence[UnitRow],
+    results: Mapping[int, ResultRow],
+    trainings: Sequence[Training],
+    best: Mapping[tuple[str, str], Training],
+    history: History,
+) -> pd.DataFrame:
+    """One row per key, in the order of first proposals.
+
+    candidate   that brought it in; with its name, origin and parents (keys)
+    proposals   how often it was proposed
+    outcome     seed, running, evaluated, or rejected at STAGE: of the last proposal
+    furthest    the last stage that it entered
+    pooled      whether it is in the pool now
+    score       the minimum over tasks of the ratios; NaN without a result on every task
+    settings    trained on tasks (on the filter: tried.FILTER)
+    seconds     of its units, wall time
+    best.S, customary.S (of the same training), ratio.S (tasks only), tried.S for every stage S
+    """
+    keys = {row.id: row.key for row in candidates}
+    tried = Counter((training.key, training.stage) for training in trainings)
+    order = {stage.name: number for number, stage in enumerate(stages)}
+    seconds = dict.fromkeys(keys.values(), 0.0)
+    furthest = dict.fromkeys(keys.values(), 0)
+    for unit in units:
+        key = keys[unit.candidate]
+        furthest[key] = max(furthest[key], order[unit.stage])
+        if unit.id in results:
+            seconds[key] += results[unit.id].seconds
+    proposals = Counter(row.key for row in candidates)
+    outcomes = _outcomes(stages, candidates, history)
+    rows: dict[str, dict[str, Any]] = {}
+    for row in candidates:
+        if row.key in rows:
+            continue
+        per_stage, ratios = _per_stage(row.key, stages, best, history.baseline)
+        known = [value for value in ratios if value is not None]
+        rows[row.key] = {
+            "key": row.key,
+            "candidate": row.id,
+            "proposals": proposals[row.key],
+            "name": row.name,
+            "origin": row.origin,
+            "parents": tuple(keys[parent] for parent in row.parents),
+            "outcome": outcomes[row.key],
+            "furthest": stages[furthest[row.key]].name,
+            "pooled": row.key in history.pool,
+            "score": min(known) if len(known) == len(ratios) else None,
+            "settings": sum(tried[row.key, s.name] for s in stages if not s.is_filter),
+            "seconds": seconds[row.key],
+            **per_stage,
+            **{f"tried.{stage.name}": tried[row.key, stage.name] for stage in stages},
+        }
+    numbers, _ = _per_stage("", stages, {}, None)
+    named = ("key", "candidate", "proposals", "name", "origin", "parents", "outcome", "furthest")
+    columns = [*named, "pooled", "score", "settings", "seconds", *numbers]
+    columns += [f"tried.{stage.name}" for stage in stages]
+    frame = pd.DataFrame(list(rows.values()), columns=columns)
+    return frame.astype({**dict.fromkeys(numbers, float), "score": float, "pooled": bool})
+
+
+def _per_stage(
+    key: str,
+    stages: Sequence[Stage],
+    best: Mapping[tuple[str, str], Training],
+    baseline: str | None,
+) -> tuple[dict[str, float | None], list[float | None]]:
+    """The columns best.S, customary.S and ratio.S of a cell, and its ratios alone."""
+    columns: dict[str, float | None] = {}
+    ratios = []
+    for stage in stages:
+        mine = best.get((key, stage.name))
+        base = best.get((baseline or "", stage.name))
+        columns[f"best.{stage.name}"] = mine.metric if mine else None
+        columns[f"customary.{stage.name}"] = mine.customary if mine else None
+        if not stage.is_filter:
+            relative = None
+            if mine and base:
+                relative = ratio(mine.metric, base.metric, stage.maximise)
+            columns[f"ratio.{stage.name}"] = relative
+            ratios.append(relative)
+    return columns, ratios
+
+
+def _outcomes(
+    stages: Sequence[Stage], candidates: Sequence[CandidateRow], history: History
+) -> dict[str, str]:
+    last = {decision.candidate: decision for decision in history.decisions}
+    outcomes: dict[str, str] = {}
+    for row in candidates:
+        decision = last.get(row.id)
+        if row.origin == "seed":
+            outcomes[row.key] = "seed"
+        elif outcomes.get(row.key) == "seed":
+            continue  # it fell out of the pool and was found again
+        elif decision is None or (decision.passed and decision.stage != stages[-1].name):
+            outcomes[row.key] = "running"
+        else:
+            passed = decision.passed
+            outcomes[row.key] = "evaluated" if passed else f"rejected at {decision.stage}"
+    return outcomes
+
+
+def leaderboard(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that have a score, best first, equal ones by key; rank counts from 1."""
+    ranked = cells[cells["score"].notna()]
+    ranked = ranked.sort_values(["score", "key"], ascending=[False, True]).reset_index(drop=True)
+    ranked.insert(0, "rank", range(1, len(ranked) + 1))
+    return ranked
+
+
+def funnel(stages: Sequence[Stage], units: Sequence[UnitRow], history: History) -> pd.DataFrame:
+    """entered, finished and passed by stage; proposals, not cells: one made twice counts twice."""
+    entered = Counter(unit.stage for unit in units if unit.payload["purpose"] == "candidate")
+    finished = Counter(decision.stage for decision in history.decisions)
+    passed = Counter(decision.stage for decision in history.decisions if decision.passed)
+    rows = [(s.name, entered[s.name], finished[s.name], passed[s.name]) for s in stages]
+    return pd.DataFrame(rows, columns=["stage", "entered", "finished", "passed"])

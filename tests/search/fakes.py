@@ -1,0 +1,109 @@
+"""A whole search without training: results drawn from a hash, executors that finish in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cellgraph as cg
+from search import launch
+from search.config import Config
+from search.executor import Executor, Outcome
+from search.journal import Journal
+from search.loop import Loop
+from search.progress import Silent
+
+
+def config(**search: Any) -> Config:
+    """A small search over tasks that need no data."""
+    return Config.from_dict(
+        {
+            "name": "fake",
+            "virtual_workers": 4,
+            "search": {
+                "candidates": 40,
+                "pool": 6,
+                "seed_settings": 6,
+                "settings": 3,
+                "mutation": {"edits": [1, 3]},
+                **search,
+            },
+            "filter": {"steps": 10, "eval_every": 5, "params": [2000], "threshold": 0.5},
+            "tasks": [
+                {"task": "arithmetic", "steps": 10, "eval_every": 5, "params": [2000, 4000]},
+                {"task": "xml", "steps": 20, "eval_every": 5, "params": [2000]},
+            ],
+        }
+    )
+
+
+def fraction(*parts: object) -> float:
+    """A number in [0, 1) that depends on the text of `parts` alone."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def evaluate(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What `search.work.Evaluator` returns, without training: one setting in ten diverges."""
+    key = cg.parse(payload["cell"]).key()
+    records = []
+    for setting in payload["settings"]:
+        luck = fraction(key, payload["stage"], sorted(setting.items()))
+        status = "diverged" if luck < 0.1 else "ok"
+        metrics = {"accuracy": luck, "loss": 1.0 - luck} if status == "ok" else {}
+        records.append({"setting": setting, "status": status, "metrics": metrics})
+    return {"records": records}
+
+
+class Shuffled:
+    """An executor whose units finish in a random order, several at a time; dies when told to."""
+
+    workers = 3
+
+    def __init__(self, seed: int, die_after: int | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.pending: list[tuple[int, dict[str, Any]]] = []
+        self.left = die_after
+        self.trained: list[int] = []
+
+    def submit(self, unit: int, payload: dict[str, Any]) -> None:
+        self.pending.append((unit, payload))
+
+    def wait(self, timeout: float | None) -> list[Outcome]:
+        if self.left is not None:
+            if self.left == 0:
+                raise ConnectionError("killed")
+            self.left -= 1
+        self.rng.shuffle(self.pending)
+        count = self.rng.randint(0, min(3, len(self.pending)))
+        finished, self.pending = self.pending[:count], self.pending[count:]
+        self.trained += [unit for unit, _ in finished]
+        return [Outcome(u, "ok", evaluate(p), None, 0.0, "fake", 1) for u, p in finished]
+
+    def close(self) -> None: ...
+
+
+def run(
+    directory: Path, executor: Executor | None, made: Config | None = None
+) -> tuple[Loop, bool]:
+    """Start, or carry on, the search in `directory`; `executor=None` replays it.
+
+    Returns the loop and what its `run` returned: whether the search came to its end.
+    """
+    ready = launch.plan(made or config())
+    begin = (directory / "journal.sqlite").exists()
+    with Journal.open(directory) if begin else Journal.create(directory, {}) as journal:
+        loop = Loop(
+            ready.algorithm(), journal, executor, ready.config.virtual_workers, Silent()
+        )
+        return loop, loop.run()
+
+
+def ledger(directory: Path) -> tuple[Any, ...]:
+    """Everything a run decided and found, without who did it when."""
+    with Journal.read(directory) as journal:
+        results = [(r.unit, r.status, r.records) for r in journal.results()]
+        return journal.candidates(), journal.units(), results

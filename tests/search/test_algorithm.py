@@ -1,0 +1,210 @@
+"""The search of Jozefowicz et al. 2015: who is proposed, with which settings, and what becomes of it."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import launch
+from search.algorithms.jozefowicz import Jozefowicz
+from search.errors import SearchError
+from search.executor import InlineExecutor
+from search.journal import Journal
+from tests.search import fakes
+
+CANDIDATES = 120
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Jozefowicz, Path]:
+    directory = tmp_path_factory.mktemp("algorithm")
+    made = fakes.config(candidates=CANDIDATES, reevaluate=0.3)
+    loop, _ = fakes.run(directory, InlineExecutor(fakes.evaluate), made)
+    assert isinstance(loop.algorithm, Jozefowicz)
+    return loop.algorithm, directory
+
+
+def _units(directory: Path) -> list[tuple[str, int, str, dict[str, Any], list[Any]]]:
+    """(key, candidate, stage, payload, records) of every unit, in order."""
+    with Journal.read(directory) as journal:
+        key = {c.id: c.key for c in journal.candidates()}
+        records = {r.unit: list(r.records) for r in journal.results()}
+        return [
+            (key[u.candidate], u.candidate, u.stage, dict(u.payload), records[u.id])
+            for u in journal.units()
+        ]
+
+
+def test_every_proposal_is_tried(finished: tuple[Jozefowicz, Path]) -> None:
+    algorithm, directory = finished
+    with Journal.read(directory) as journal:
+        origins = [c.origin for c in journal.candidates()]
+    assert origins.count("seed") == 2
+    assert origins.count("mutation") == CANDIDATES
+    assert algorithm.progress().done == algorithm.progress().total == CANDIDATES
+
+
+def test_no_setting_is_tried_twice_on_a_cell(finished: tuple[Jozefowicz, Path]) -> None:
+    tried: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
+    for key, _, stage, payload, _ in _units(finished[1]):
+        tried[key, stage] += [tuple(sorted(s.items())) for s in payload["settings"]]
+    assert all(len(settings) == len(set(settings)) for settings in tried.values())
+
+
+def test_the_funnel_lets_through_what_passes_and_nothing_else(
+    finished: tuple[Jozefowicz, Path],
+) -> None:
+    algorithm, directory = finished
+    stages: dict[int, list[str]] = defaultdict(list)
+    best: dict[tuple[str, str], float] = defaultdict(float)
+    passed_filter: set[str] = set()
+    for key, candidate, stage, payload, records in _units(directory):
+        if payload["purpose"] == "candidate":
+            stages[candidate].append(stage)
+            assert len(payload["settings"]) == (1 if stage == "memorisation" else 3)
+            assert (stage == "memorisation") or key in passed_filter
+        good = [r["metrics"]["accuracy"] for r in records if r["status"] == "ok"]
+        best[key, stage] = max([best[key, stage], *good])
+        if stage == "memorisation" and best[key, stage] >= 0.5:
+            passed_filter.add(key)
+    gru = algorithm.pool.baseline.key
+    order = ["memorisation", "arithmetic", "xml"]
+    for candidate, seen in stages.items():
+        assert seen in (order[:1], order[:2], order, order[1:2], order[1:]), (candidate, seen)
+        key = algorithm.first[candidate].key if candidate in algorithm.first else None
+        if key and seen[-1] == "arithmetic":  # rejected there; the baseline can only have risen
+            assert best[key, "arithmetic"] <= 0.9 * best[gru, "arithmetic"]
+    counts = {name: (tried, passed) for name, tried, passed in algorithm.funnel()}
+    assert counts["memorisation"][1] <= counts["memorisation"][0]
+    assert 0 < counts["xml"][0] <= counts["arithmetic"][1] <= counts["arithmetic"][0]
+
+
+def test_the_pool_holds_the_best_by_the_minimum_ratio(finished: tuple[Jozefowicz, Path]) -> None:
+    pool = finished[0].pool
+    assert len(pool.members) == 6
+    gru = pool.baseline
+    for member in pool.members:
+        ratios = [member.best(s) / gru.best(s) for s in pool.stages]  # type: ignore[operator]
+        assert pool.score(member) == pytest.approx(min(ratios))
+    standing = finished[0].standing()
+    assert standing == sorted(standing, key=lambda entry: -entry[0])
+
+
+def test_members_are_re_evaluated_on_every_task(finished: tuple[Jozefowicz, Path]) -> None:
+    again = [stage for _, _, stage, payload, _ in _units(finished[1])
+             if payload["purpose"] == "re-evaluation"]  # fmt: skip
+    assert again.count("arithmetic") > 5
+    assert again.count("xml") > 5
+    assert "memorisation" not in again
+
+
+def test_seeds_are_trained_on_the_same_settings_of_every_task(
+    finished: tuple[Jozefowicz, Path],
+) -> None:
+    settings: dict[int, list[Any]] = defaultdict(list)
+    for _, candidate, stage, payload, _ in _units(finished[1]):
+        if payload["purpose"] == "seed":
+            settings[candidate] += [(stage, s) for s in payload["settings"]]
+    assert settings[0] == settings[1]
+    assert len(settings[0]) == 2 * 6
+
+
+def test_all_settings_of_the_grid_for_the_seeds() -> None:
+    ready = launch.plan(fakes.config(seed_settings="all", settings=5))
+    algorithm = ready.algorithm()
+    asked = []
+    while (work := algorithm.ask()) is not None:
+        asked.append(work)
+    for stage in ready.stages[1:]:
+        for seed in ready.seeds:
+            mine = [w for w in asked if w.stage is stage and w.proposal.cell is seed]
+            indices = [i for w in mine for i in w.indices]
+            assert sorted(indices) == list(range(len(stage.grid)))
+            assert {len(w.indices) for w in mine[:-1]} == {5}
+
+
+class TestInheritance:
+    """Section 3.3: where the settings of a child come from."""
+
+    def _algorithm(self, **search: Any) -> Jozefowicz:
+        made = launch.plan(fakes.config(**search)).algorithm()
+        assert isinstance(made, Jozefowicz)
+        return made
+
+    def test_a_well_known_parent_hands_down_its_best(self) -> None:
+        algorithm = self._algorithm(experienced_after=20, best_settings=4)
+        stage, parent = algorithm.tasks[0], algorithm.seeds[0]
+        parent.on(stage).update({i: fakes.fraction(i) for i in range(30)})
+        best = set(parent.best_settings(stage, 4))
+        rng = random.Random(0)
+        drawn = [algorithm._inherit(stage, {}, parent, 1, rng)[0] for _ in range(500)]
+        # 80 % from the 4 best, and 4 of 36 of the fresh ones fall on them by chance: 82 %.
+        assert sum(i in best for i in drawn) / 500 == pytest.approx(0.82, abs=0.05)
+
+    def test_otherwise_a_third_each_fresh_from_the_seeds_and_from_the_parent(self) -> None:
+        algorithm = self._algorithm(best_settings=2)
+        stage, (lstm, gru) = algorithm.tasks[0], algorithm.seeds
+        lstm.on(stage).update({0: 0.9, 1: 0.1, 2: None})
+        gru.on(stage).update({3: 0.8, 4: 0.2})
+        parent, _ = algorithm._start(fakes.cg.load("mut1"), "mutation", (0,))
+        parent.on(stage).update({10: 0.5, 11: None})
+        rng = random.Random(0)
+        drawn = [algorithm._inherit(stage, {}, parent, 1, rng)[0] for _ in range(900)]
+        share = [sum(i in group for i in drawn) / 900 for group in ({0, 3}, {10, 11})]
+        # A third each, and 2 of 36 of the fresh third.
+        assert share == pytest.approx([1 / 3 + 1 / 54] * 2, abs=0.05)
+
+    def test_nothing_is_drawn_twice_and_the_grid_can_run_out(self) -> None:
+        algorithm = self._algorithm()
+        stage, parent = algorithm.tasks[1], algorithm.seeds[0]
+        size = len(stage.grid)
+        tried = {i: 0.5 for i in range(size - 2)}
+        drawn = algorithm._inherit(stage, tried, parent, 5, random.Random(1))
+        assert sorted(drawn) == [size - 2, size - 1]
+
+
+def test_a_baseline_that_learns_nothing_is_an_error(tmp_path: Path) -> None:
+    def nothing(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"records": [{"status": "diverged", "metrics": {}} for _ in payload["settings"]]}
+
+    with pytest.raises(SearchError, match="baseline gru has no usable result on arithmetic"):
+        fakes.run(tmp_path, InlineExecutor(nothing))
+
+
+def test_a_cell_that_fails_the_filter_may_come_back_with_another_setting() -> None:
+    algorithm = launch.plan(fakes.config()).algorithm()
+    assert isinstance(algorithm, Jozefowicz)
+    while (work := algorithm.ask()) is not None:
+        algorithm.tell(work, fakes.evaluate(fakes_payload(work))["records"])
+        if work.purpose == "candidate":
+            break
+    architecture = algorithm.architectures[work.proposal.cell.key()]
+    architecture.busy, architecture.pooled, architecture.passed_filter = False, False, False
+    algorithm.queue.clear()
+    before = set(architecture.on(work.stage))
+    known = algorithm._admit(
+        work.proposal.cell, architecture, "mutation", (algorithm.seeds[0],), random.Random(3)
+    )
+    assert known
+    again = algorithm.queue.popleft()
+    assert again.stage.is_filter
+    assert not before & set(again.indices)
+    assert again.proposal.id != work.proposal.id
+    architecture.busy = False
+    architecture.passed_filter = True
+    assert algorithm._admit(
+        work.proposal.cell, architecture, "mutation", (algorithm.seeds[0],), random.Random(3)
+    )
+    assert algorithm.queue.popleft().stage is algorithm.tasks[0]
+
+
+def fakes_payload(work: Any) -> dict[str, Any]:
+    return {
+        "cell": str(work.proposal.cell),
+        "stage": work.stage.name,
+        "settings": [s.to_dict() for s in work.settings],
+    }
