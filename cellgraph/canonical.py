@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from cellgraph.errors import CellError
 from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number, topological
 from cellgraph.ops import OPS
 from cellgraph.widths import only_states
@@ -34,9 +35,16 @@ def live_states(cell: CellGraph) -> frozenset[str]:
 
 
 def dead_states_removed(cell: CellGraph) -> CellGraph:
-    """Only states that reach the output remain. Dead nodes need no pass: what no root reaches is
-    not in a graph."""
-    return only_states(cell, live_states(cell))
+    """Only states that reach the output remain, unless a dead one decides on the width of what
+    does: then the live ones would not compute the same without it. Dead nodes need no pass: what no
+    root reaches is not in a graph."""
+    try:
+        smaller = only_states(cell, live_states(cell))
+    except CellError:  # an identity start of a matrix that only the dead state keeps square
+        return cell
+    shapes = {p.name: (p.rows, p.cols) for p in cell.params}
+    same = all(shapes[p.name] == (p.rows, p.cols) for p in smaller.params)
+    return smaller if same and smaller.raw_x == cell.raw_x else cell
 
 
 #: In order; each is named by what holds after it.

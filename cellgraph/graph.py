@@ -47,7 +47,7 @@ class Node:
             raise CellError(f"unknown op {op!r}, expected one of {', '.join(OPS)}")
         arity = 0 if op in _LEAVES else 2 if op == MATMUL else OPS[op].arity
         if len(args) != arity:
-            raise CellError(f"{op} takes {arity} arguments, got {len(args)}")
+            raise CellError(f"{op} has {len(args)} arguments, expected {arity}")
         if op == MATMUL and args[0].op != PARAM:
             raise CellError("the left side of @ is not a parameter, expected a matrix")
         key = (op, args, attr)

@@ -135,8 +135,11 @@ def crossover(mother: CellGraph, father: CellGraph, rng: random.Random) -> CellG
     along as new ones.
     """
     draft = _Draft.of(mother)
-    target = rng.choice([n for n in mother.nodes if not n.is_leaf])
-    source = rng.choice([n for n in father.nodes if not n.is_leaf])
+    targets = [n for n in mother.nodes if not n.is_leaf]
+    sources = [n for n in father.nodes if not n.is_leaf]
+    if not targets or not sources:
+        return None
+    target, source = rng.choice(targets), rng.choice(sources)
     position = {s.name: i for i, s in enumerate(father.states)}
     declared = {p.name: p for p in father.params}
     renamed: dict[str, str] = {}
@@ -196,9 +199,9 @@ def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGra
     return replace(child, name=f"cell_{child.key()[:8]}")
 
 
-# -- the six transformations
-# -------------------------------------------------------------------------- Each takes a draft and
-# a node and gives a draw of the node's replacement, or None where it does not apply.
+# -- the six transformations -----------------------------------------------------------------------
+# Each takes a draft and a node and gives a draw of the node's replacement, or None where it does
+# not apply.
 
 _Draw = Callable[[random.Random], Node]
 

@@ -351,7 +351,7 @@ class _Parser:
             args.append(self.sum())
         self.expect(")")
         if len(args) != op.arity:
-            raise self.error(f"{op.name} takes {op.arity} arguments, got {len(args)}", token)
+            raise self.error(f"{op.name} has {len(args)} arguments, expected {op.arity}", token)
         return self.put(Node(op.name, tuple(args)), token)
 
     def read(self, token: _Token) -> Node:

@@ -4,14 +4,31 @@
     adam = Settings(optimizer="adam", scale=1.0, lr=0.01, clip=5.0, layers=1, params=25_000)
     (record,) = evaluate("gru", "memorisation", adam, budget=1000, seed=0)
 
-Imports cellgraph alone. Never search, reports or ray; music21 only where a task's data are made.
+Imports cellgraph alone. Never search, reports or ray; music21 only where a task's data are made,
+torch only once one of the names below is used.
 """
 
 from __future__ import annotations
 
-from evaluators import tasks
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from evaluators.errors import DataError
-from evaluators.settings import Budget, Grid, Settings
-from evaluators.train import evaluate
+
+if TYPE_CHECKING:
+    from evaluators import tasks
+    from evaluators.settings import Budget, Grid, Settings
+    from evaluators.train import evaluate
+
+_LAZY = {"Budget": "settings", "Grid": "settings", "Settings": "settings", "evaluate": "train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"evaluators.{_LAZY[name]}"), name)
+    if name == "tasks":
+        return import_module("evaluators.tasks")
+    raise AttributeError(f"module 'evaluators' has no attribute {name!r}")
+
 
 __all__ = ["Budget", "DataError", "Grid", "Settings", "evaluate", "tasks"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,7 @@ def records(trainings: Sequence[Training]) -> pd.DataFrame:
     """The fields of `Training` but its curve, the setting spread out: lr, scale, clip, layers, …"""
     rows = []
     for training in trainings:
-        row = asdict(training)
+        row = dict(vars(training))  # not dataclasses.asdict, which would copy every curve
         del row["curve"]
         rows.append({**row.pop("setting"), **row})
     numbers = [*_NUMBERS, "flops"]

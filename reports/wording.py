@@ -41,10 +41,10 @@ def quantity(metric: str, value: float | None) -> str:
 
 def labelled(metric: str, value: float | None) -> str:
     """A metric within a sentence: accuracy 87.41 %, 8.4 nats/frame."""
+    number, name = quantity(metric, value), heading(metric)
     if metric == "accuracy":
-        return f"accuracy {quantity(metric, value)} %"
-    name = heading(metric)
-    return f"{quantity(metric, value)} {name}" if "/" in name else f"{name} {quantity(metric, value)}"
+        return f"accuracy {number} %"
+    return f"{number} {name}" if "/" in name else f"{name} {number}"
 
 
 def plotted(metric: str, value: float) -> float:

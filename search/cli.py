@@ -255,8 +255,14 @@ def _data_list(options: argparse.Namespace) -> None:
 def _data_fetch(options: argparse.Namespace) -> None:
     from evaluators import data
 
+    terminal = sys.stderr.isatty()
+
+    def progress(path: str, got: int, total: int) -> None:
+        end = "\n" if got == total else ""
+        print(f"\r{path}: {got:,} of {total:,} bytes", end=end, file=sys.stderr, flush=True)
+
     for name in options.names:
-        for path in data.fetch(name, options.to):
+        for path in data.fetch(name, options.to, progress=progress if terminal else None):
             print(path)
 
 

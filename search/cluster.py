@@ -375,8 +375,10 @@ def _start(workers: int, cleanup: contextlib.ExitStack) -> Any:
 
 def _join(address: str) -> Any:
     """The cluster at an address, our packages sent along."""
-    ray = _import_ray()
+    # Before the import: Ray settles on a token when it is imported, and a local Ray that this
+    # process may start after an address has not answered needs ours.
     _check_address(address)
+    ray = _import_ray()
     modules = [str(_ROOT / name) for name in _PACKAGES if (_ROOT / name).is_dir()]
     _init(ray, address=address, runtime_env={"py_modules": modules, "env_vars": _ONE_THREAD})
     return ray

@@ -2,7 +2,7 @@
 
 The type of a field is its whole specification (`search.typed` reads it), so that a new option is
 one line here and nowhere else. Whether a task or a seed cell of that name exists is checked by the
-driver; this file imports neither torch nor evaluators.
+driver (`search.launch.plan`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from evaluators.settings import JOZEFOWICZ, MODERN, Grid
 from search import typed
 from search.errors import SearchError
 from search.typed import FieldError, Rule
@@ -34,43 +35,47 @@ RunName = Annotated[
 DISTINCT = Rule("a list of different values, at least one", lambda v: 0 < len(v) == len(set(v)))
 
 
+def _axis(name: str) -> Any:
+    """A field that starts with the values of `evaluators.settings.MODERN`."""
+    return field(default=getattr(MODERN, name))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
     """The hyperparameter values that settings are drawn from, one list per axis.
 
     In YAML either a mapping (axes left out keep the values of `modern`) or one of the names
-    `jozefowicz` and `modern`. The remaining axis, the parameter budget, belongs to the stage.
+    `jozefowicz` and `modern`, the grids of `evaluators.settings`. The remaining axis, the parameter
+    budget, belongs to the stage.
     """
 
-    optimizer: Annotated[tuple[Literal["sgd", "adam"], ...], DISTINCT] = ("adam",)
+    optimizer: Annotated[tuple[Literal["sgd", "adam"], ...], DISTINCT] = _axis("optimizer")
     # Initial parameters are uniform in ±scale/√units.
-    scale: Annotated[tuple[Positive, ...], DISTINCT] = (0.7, 1.0, 1.4)
+    scale: Annotated[tuple[Positive, ...], DISTINCT] = _axis("scale")
     # Learning rate.
-    lr: Annotated[tuple[Positive, ...], DISTINCT] = (1e-3, 3e-3, 1e-2)
+    lr: Annotated[tuple[Positive, ...], DISTINCT] = _axis("lr")
     # Largest norm of the gradient; longer ones are scaled down to it.
-    clip: Annotated[tuple[Positive, ...], DISTINCT] = (1.0, 5.0)
+    clip: Annotated[tuple[Positive, ...], DISTINCT] = _axis("clip")
     # Layers of the cell on top of each other.
-    layers: Annotated[tuple[Count, ...], DISTINCT] = (1,)
+    layers: Annotated[tuple[Count, ...], DISTINCT] = _axis("layers")
     # Share of activations dropped between layers.
-    dropout: Annotated[tuple[Dropout, ...], DISTINCT] = (0.0,)
+    dropout: Annotated[tuple[Dropout, ...], DISTINCT] = _axis("dropout")
 
     NAMES: ClassVar[tuple[str, ...]] = ("jozefowicz", "modern")
 
     @classmethod
     def jozefowicz(cls) -> GridConfig:
         """The 840 points of Jozefowicz et al. 2015, section 3.5."""
-        return cls(
-            optimizer=("sgd",),
-            scale=(0.3, 0.7, 1.0, 1.4, 2.0, 2.8),
-            lr=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
-            clip=(1.0, 2.5, 5.0, 10.0, 20.0),
-            layers=(1, 2, 3, 4),
-        )
+        return cls._of(JOZEFOWICZ)
 
     @classmethod
     def modern(cls) -> GridConfig:
-        """Adam with 18 points that train small cells in a few hundred steps: the defaults."""
-        return cls()
+        """Adam with points that train small cells in a few hundred steps: the defaults."""
+        return cls._of(MODERN)
+
+    @classmethod
+    def _of(cls, grid: Grid) -> GridConfig:
+        return cls(**{axis.name: getattr(grid, axis.name) for axis in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+
+from deap import base, tools
 
 from cellgraph import CellGraph
 from evaluators.fitness import score
@@ -46,6 +49,12 @@ class Architecture:
         return [index for _, index in ranked[:count]]
 
 
+class Fitness(base.Fitness):  # type: ignore[misc]  # DEAP has no types
+    """A search score as DEAP's fitness: one objective, to be maximised."""
+
+    weights = (1.0,)
+
+
 class Pool:
     """The best `size` architectures. Scores are relative to the baseline's best so far, so they are
     computed anew."""
@@ -64,6 +73,20 @@ class Pool:
             self._baseline(),
             {stage.name: stage.task.maximise for stage in self.stages},
         )
+
+    def fitness(self, architecture: Architecture) -> Fitness:
+        return Fitness((self.score(architecture),))
+
+    def ranked(self) -> list[Architecture]:
+        """The members, best first; of equals the older first."""
+        return sorted(self.members, key=self.fitness, reverse=True)
+
+    def statistics(self) -> dict[str, float]:
+        """Best, mean and worst score of the members."""
+        statistics = tools.Statistics(self.score)
+        for name, reduce in (("best", max), ("mean", fmean), ("worst", min)):
+            statistics.register(name, reduce)
+        return dict(statistics.compile(self.members)) if self.members else {}
 
     def ratio(self, architecture: Architecture, stage: Stage) -> float:
         """The ratio to the baseline's best on one task."""
@@ -86,8 +109,8 @@ class Pool:
         if len(self.members) < self.size:
             self.members.append(architecture)
         else:
-            worst = min(reversed(self.members), key=self.score)
-            if self.score(architecture) <= self.score(worst):
+            worst = self.ranked()[-1]
+            if self.fitness(architecture) <= self.fitness(worst):
                 return False
             worst.pooled = False
             self.members[self.members.index(worst)] = architecture

@@ -92,7 +92,8 @@ class Progress:
         ]
         standing = self.algorithm.standing()
         if standing:
-            parts.append(f"best {standing[0][1]} {standing[0][0]:.3f}")
+            mean = self.algorithm.statistics()["mean"]
+            parts.append(f"best {standing[0][1]} {standing[0][0]:.3f}, pool {mean:.3f}")
         parts.append(f"{self.trainings} trainings, {self.failed} failed")
         if self.replayed:
             parts.append(f"{self.replayed} units from the journal")
@@ -108,11 +109,8 @@ class Progress:
             return None
         since, before = self.fresh_since
         done = progress.done - before
-        return (
-            (time.monotonic() - since) / done * (progress.total - progress.done)
-            if done > 0
-            else None
-        )
+        to_go = progress.total - progress.done
+        return (time.monotonic() - since) / done * to_go if done and to_go else None
 
     def picture(self) -> Group:
         """What a terminal shows."""
@@ -135,6 +133,10 @@ class Progress:
         best = Table("best cells", "search score", box=None, pad_edge=False)
         for score, name in self.algorithm.standing()[:5]:
             best.add_row(name, f"{score:.4f}")
+        statistics = self.algorithm.statistics()
+        if statistics:
+            worst, mean = statistics["worst"], statistics["mean"]
+            best.add_row("pool", f"{mean:.4f} on average, {worst:.4f} at worst", style="dim")
         both = Table.grid(padding=(0, 4))
         both.add_row(stages, best)
         return Group(head, bar, both)

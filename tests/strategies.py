@@ -1,9 +1,10 @@
 """Random valid cells for hypothesis, and tensors on which they can be compared in float64.
 
-`cells()` draws cells of several states, widths, lines and inits with sharing; `sample()` gives the matching tensors.
-Every value is tracked with an interval that contains it, so that no drawn cell divides by something near zero, takes
-the logarithm of something negative or explodes: whatever would leave the safe range is squashed by a tanh first.
-Nothing here keys on op names, except that the squashing and a few common shapes (affine, blend) are written out.
+`cells()` draws cells of several states, widths, lines and inits with sharing; `sample()` gives the
+matching tensors. Every value is tracked with an interval that contains it, so that no drawn cell
+divides by something near zero, takes the logarithm of something negative or explodes: whatever
+would leave the safe range is squashed by a tanh first. Nothing here keys on op names, except that
+the squashing and a few common shapes (affine, blend) are written out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Value:
 
 @cache
 def _restricted(name: str, index: int) -> bool:
-    """Is the op undefined or infinite when this argument is zero or negative (log, sqrt, the divisor)?"""
+    """Is the op undefined or infinite for a zero or negative argument (log, sqrt, the divisor)?"""
     op = OPS[name]
     args = [torch.full((2,), sum(op.domain) / 2, dtype=torch.float64) for _ in range(op.arity)]
     args[index] = torch.tensor([-1.0, 0.0], dtype=torch.float64)
@@ -59,7 +60,7 @@ def _restricted(name: str, index: int) -> bool:
 
 @cache
 def _reach(name: str, *intervals: tuple[float, float]) -> tuple[float, float] | None:
-    """An interval that contains the op's values, sampled on a grid; None when it leaves the safe range."""
+    """An interval that contains the op's values, by sampling; None beyond the safe range."""
     axes = [torch.linspace(low, high, 33, dtype=torch.float64) for low, high in intervals]
     value = OPS[name].eager(torch, *torch.meshgrid(*axes, indexing="ij"))
     low, high = float(value.min()), float(value.max())
@@ -211,9 +212,9 @@ class _Maker:
         return self.leaf(width)
 
     def next_state(self, width: str) -> _Value:
-        """A vector no larger than a state may be. Sometimes a leaf, such as a state's own previous value."""
+        """A vector no larger than a state may be. Sometimes a leaf, such as the previous value."""
         value = self.vector(width, 2)
-        within = -STATE_LIMIT <= value.low and value.high <= STATE_LIMIT
+        within = max(-value.low, value.high) <= STATE_LIMIT
         return value if within else _squash(value, -1, 1)
 
 
@@ -227,11 +228,12 @@ def cells(
     projected: bool = True,
     raw_x: bool = True,
 ) -> CellGraph:
-    """Valid cells of up to `max_states` states and `max_lines` named lines, the states' own included.
+    """Valid cells of up to `max_states` states and `max_lines` lines, those of states included.
 
-    `ops`: which elementwise ops to draw (all); tanh, sigmoid, add, sub and mul may stand in every cell, to keep it
-    bounded. `smooth`: no op of `JUMPING`. `projected`: some states have the width P. `raw_x`: some cells use x
-    outside a matrix. A cell may ignore x or some of its states, and may have no parameter at all.
+    `ops`: which elementwise ops to draw (all); tanh, sigmoid, add, sub and mul may stand in every
+    cell, to keep it bounded. `smooth`: no op of `JUMPING`. `projected`: some states have the width
+    P. `raw_x`: some cells use x outside a matrix. A cell may ignore x or some of its states, and
+    may have no parameter at all.
     """
     chosen = [name for name in (OPS if ops is None else ops) if not (smooth and name in JUMPING)]
     widths = ["H", "H", "P"] if projected else ["H"]
@@ -272,7 +274,7 @@ def cells(
 
 @dataclass(frozen=True)
 class Sample:
-    """Leaf tensors in float64 that require gradients, in the ranges for which `cells` bounds the values."""
+    """Leaf tensors in float64 that require gradients, in the ranges that `cells` reckons with."""
 
     params: dict[str, Tensor]
     x: Tensor  # (T, B, X); X is the width that raw x must have, where it must
@@ -294,7 +296,7 @@ def sample(
     projected: int = 2,
     seed: int = 0,
 ) -> Sample:
-    """Matrices from U[-1, 1] / sqrt(columns); vectors, scalars, x and states from U[-1, 1]. Widths up to `WIDEST`."""
+    """Matrices from U[-1, 1] / sqrt(columns), all else from U[-1, 1]; widths up to `WIDEST`."""
     assert max(hidden, inputs, projected) <= WIDEST
     rng = torch.Generator().manual_seed(seed)
 
@@ -323,13 +325,13 @@ def assert_round_trip(cell: CellGraph) -> None:
 
 
 def values_and_gradients(cell: CellGraph, at: Sample) -> list[Tensor]:
-    """By the interpreter: outputs, last states, then the gradient of a fixed projection of both by every leaf."""
+    """By the interpreter: outputs, last states, then the `gradients` of both by every leaf."""
     outputs, last = unroll(cell, at.params, at.x, at.state)
     return [outputs, *last, *gradients([outputs, *last], at.leaves)]
 
 
 def gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a fixed random projection of the results by every leaf; zeros where none flows."""
+    """The gradient of a fixed projection of the results by every leaf; zeros where none flows."""
     rng = torch.Generator().manual_seed(1)
     total = torch.zeros((), dtype=torch.float64)
     for result in results:

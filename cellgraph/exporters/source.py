@@ -45,7 +45,7 @@ class Source:
         return Source(f"{self._guarded(_ATOM)}({', '.join(parts)})")
 
     def __neg__(self) -> Source:
-        return Source(f"-{self._tensor()._guarded(_UNARY)}", _UNARY)
+        return Source(f"-{self._tensor()._guarded(_ATOM)}", _UNARY)  # `--a` looks like an accident
 
     def __add__(self, other: object) -> Source:
         return _infix(self, "+", other, _SUM)

@@ -83,7 +83,7 @@ def frames(file: Path) -> list[list[int]] | None:
     with warnings.catch_warnings(action="ignore"):
         from music21 import converter, stream
 
-        # Neither is a pickle of an earlier parse read from the temporary directory, nor one written.
+        # No pickle of an earlier parse is read from the temporary directory, and none written.
         score = converter.parse(file, forceSource=True, storePickle=False)
         if not isinstance(score, stream.Score) or len(score.parts) != VOICES:
             return None
@@ -95,7 +95,8 @@ def frames(file: Path) -> list[list[int]] | None:
                 # A note too short to reach a frame has none, and so has a grace note: no length.
                 begin, end = note.offset, note.offset + note.quarterLength
                 for frame in range(math.ceil(begin * STEPS), math.ceil(end * STEPS)):
-                    sounding.setdefault(frame, set()).update(pitch.midi for pitch in note.pitches)
+                    for pitch in note.pitches:
+                        sounding.setdefault(frame, set()).add(pitch.midi)
     if not sounding:
         return []
     return [sorted(sounding.get(frame, ())) for frame in range(min(sounding), max(sounding) + 1)]

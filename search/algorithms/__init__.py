@@ -72,6 +72,9 @@ class Algorithm(Protocol):
     def standing(self) -> list[tuple[float, str]]:
         """(score, name) of the pool, best first."""
 
+    def statistics(self) -> dict[str, float]:
+        """Best, mean and worst score of the pool; empty before it has members."""
+
 
 def create(config: Config, stages: Sequence[Stage], seeds: Sequence[CellGraph]) -> Algorithm:
     """The algorithm that the configuration names. Raises SearchError."""

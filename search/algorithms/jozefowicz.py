@@ -231,8 +231,10 @@ class Jozefowicz:
         return [(name, finished, passed) for name, (finished, passed) in self.counts.items()]
 
     def standing(self) -> list[tuple[float, str]]:
-        ranked = sorted((-self.pool.score(m), m.candidate, m.cell.name) for m in self.pool.members)
-        return [(-negative, name) for negative, _, name in ranked]
+        return [(self.pool.score(member), member.cell.name) for member in self.pool.ranked()]
+
+    def statistics(self) -> dict[str, float]:
+        return self.pool.statistics()
 
     # -- bookkeeping
 

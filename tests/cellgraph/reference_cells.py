@@ -1,7 +1,8 @@
-"""The named cells a second time: plain torch functions written from the papers' equations. Imports nothing of ours.
+"""The named cells a second time: plain torch, from the papers' equations. Imports nothing of ours.
 
-Each function is one time step: parameters by name, x (B, X), the previous states (B, H); it returns the next states,
-the one that the layer emits first. The comments give the equations in each paper's own letters.
+Each function is one time step: parameters by name, x (B, X), the previous states (B, H); it returns
+the next states, the one that the layer emits first. The comments give the equations in each paper's
+own letters.
 """
 
 from __future__ import annotations
@@ -91,14 +92,16 @@ def gru_reset_after(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
 
 
 def mut1(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-    # z = s(Wxz x + b_z);  r = s(Wxr x + Whr h + b_r);  h' = tanh(Whh (r h) + tanh(x) + b_h) z + h (1 - z)
+    # z = s(Wxz x + b_z);  r = s(Wxr x + Whr h + b_r)
+    # h' = tanh(Whh (r h) + tanh(x) + b_h) z + h (1 - z)
     z = torch.sigmoid(linear(x, p["W_z"], p["b_z"]))
     r = torch.sigmoid(both(p, "r", x, h))
     return (torch.lerp(h, torch.tanh(linear(r * h, p["U_g"], p["b_g"]) + torch.tanh(x)), z),)
 
 
 def mut2(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-    # z = s(Wxz x + Whz h + b_z);  r = s(x + Whr h + b_r);  h' = tanh(Whh (r h) + Wxh x + b_h) z + h (1 - z)
+    # z = s(Wxz x + Whz h + b_z);  r = s(x + Whr h + b_r)
+    # h' = tanh(Whh (r h) + Wxh x + b_h) z + h (1 - z)
     z = torch.sigmoid(both(p, "z", x, h))
     r = torch.sigmoid(x + linear(h, p["U_r"], p["b_r"]))
     return (torch.lerp(h, torch.tanh(both(p, "g", x, r * h)), z),)
@@ -111,7 +114,7 @@ def mut3(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     return (torch.lerp(h, torch.tanh(both(p, "g", x, r * h)), z),)
 
 
-# Greff et al., LSTM: A Search Space Odyssey. y is the output, z the block input (its parameters end in _g). -----
+# Greff et al. 2015. y is the output, z the block input (its parameters end in _g) -----------------
 
 
 def _greff_gate(p: Params, gate: str, x: Tensor, y: Tensor, peephole: Tensor) -> Tensor:
@@ -187,8 +190,8 @@ def np(p: Params, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
 def fgr(
     p: Params, x: Tensor, y: Tensor, c: Tensor, i: Tensor, f: Tensor, o: Tensor
 ) -> tuple[Tensor, ...]:
-    # i_t = s(Wi x + Ri y + pi c_{t-1} + bi + Rii i_{t-1} + Rfi f_{t-1} + Roi o_{t-1}); likewise f_t and o_t,
-    # the latter with c_{t-1} as printed. One matrix (H, 3H) a gate here.
+    # i_t = s(Wi x + Ri y + pi c_{t-1} + bi + Rii i_{t-1} + Rfi f_{t-1} + Roi o_{t-1}); likewise f_t
+    # and o_t, the latter with c_{t-1} as printed. One matrix (H, 3H) a gate here.
     gates = torch.cat([i, f, o], dim=1)
     z = torch.tanh(both(p, "g", x, y))
     new = []

@@ -1,8 +1,6 @@
-"""The notation: both directions are exact inverses, and whatever is malformed ends in one CellError that points at it."""
+"""The notation of valid cells: reading and printing are inverses. See also test_malformed.py."""
 
 from __future__ import annotations
-
-import pickle
 
 import pytest
 import torch
@@ -11,10 +9,17 @@ from hypothesis import strategies as st
 
 from cellgraph import CellError, parse, zoo
 from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Init, Node
-from cellgraph.notation import MAX_DEPTH, MAX_TEXT
 from cellgraph.ops import FUNCTIONS, INFIX, OPS
 from cellgraph.widths import WidthError, build
-from tests.strategies import JUMPING, LIMIT, STATE_LIMIT, cells, sample, values_and_gradients
+from tests.strategies import (
+    JUMPING,
+    LIMIT,
+    STATE_LIMIT,
+    assert_round_trip,
+    cells,
+    sample,
+    values_and_gradients,
+)
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -56,27 +61,21 @@ def test_round_trip_without_names(cell: CellGraph) -> None:
 @quick
 @given(cells(), st.randoms(use_true_random=False))
 def test_layout_does_not_matter(cell: CellGraph, random) -> None:  # type: ignore[no-untyped-def]
-    """Spaces, tabs, blank lines, comments, parentheses, CRLF and dead lines leave the cell as it is."""
-    lines = []
+    """Spaces, comments, parentheses, CRLF and dead lines leave the cell as it is."""
+    lines: list[str] = []
     for line in str(cell).splitlines():
-        name, equals, right = line.partition(" = ")
-        if equals and not name.strip().startswith("init"):
-            right = (
-                f"(({right}))"
-                if random.random() < 0.5
-                else right.replace(" ", random.choice(["", "  ", "\t"]))
-            )
-            line = (
-                random.choice(["", "\t", "  "])
-                + name.strip()
-                + random.choice(["=", " =  "])
-                + right
-            )
-        lines.append(line + random.choice(["", "  # a comment = (", " #"]))
+        name, equals, right = line.strip().partition(" = ")
+        if equals and not name.startswith("init"):
+            spaced = right.replace(" ", random.choice(["", "  ", "\t"]))
+            name += random.choice(["=", " =  ", "\t= "])
+            name += random.choice([right, spaced, f"(({right}))", f"( {spaced})"])
+        elif equals:
+            name = line
+        indent = random.choice(["", "\t", "    "])
+        lines.append(indent + name + random.choice(["", "  # a comment = (", " #"]))
         if len(lines) > 1 and random.random() < 0.3:
-            lines.append(
-                random.choice(["", "   ", "# nothing", f"dead{len(lines)} = tanh(h) * 3 + unread"])
-            )
+            dead = f"dead{len(lines)} = tanh(h) * 3 + unread"
+            lines.append(random.choice(["", "   ", "# nothing", dead]))
     assert parse(random.choice(["\n", "\r\n"]).join(lines)) == cell
 
 
@@ -230,7 +229,8 @@ def test_every_finite_number_survives(value: float) -> None:
 
 def test_comments() -> None:
     cell = parse(
-        "  # indented\n#tight\n\ncell c(x, h) # after the header\n# within\nh' = h # after = (\n# below\n"
+        "  # indented\n#tight\n\ncell c(x, h) # after the header\n"
+        "# within\nh' = h # after = (\n# below\n"
     )
     assert cell == parse("cell c(x, h)\nh' = h")
     assert cell.doc == "indented\ntight"
@@ -281,7 +281,9 @@ def test_names_that_mean_something_elsewhere(name: str) -> None:
         )
     )
     assert_round_trip(parse(f"cell c(x, h)\n h' = tanh({name} @ h)\n init {name} = identity(1)\n"))
-    assert_round_trip(parse(f"cell c(x, h)\n h' = tanh({name} * h)\n scalar {name}\n init {name} = 2\n"))
+    assert_round_trip(
+        parse(f"cell c(x, h)\n h' = tanh({name} * h)\n scalar {name}\n init {name} = 2\n")
+    )
     if name not in ("H", "X"):
         cell = parse(f"cell c(x, h: {name})\n h' = tanh(U @ h) + W_x @ x\n")
         assert cell.widths == ("H", name)

@@ -1,4 +1,4 @@
-"""The op table drives its own tests: every column of every row against the `eager` column. A new row needs no line here."""
+"""The op table drives its own tests: each column against `eager`. A new row needs no line here."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_derivative_is_autograd(op: Op) -> None:
 
 @every_op
 def test_derivative_is_the_limit_of_differences(op: Op) -> None:
-    """The same against the definition, should torch and the table err alike. Kinks are far from these points."""
+    """The same against the definition, away from kinks, should torch and the table err alike."""
     args = samples(op)
     away = torch.ones_like(args[0], dtype=torch.bool)
     for kink in (-3.0, 0.0, 3.0):  # hard_sigmoid, relu and the like, hard_sigmoid
@@ -126,7 +126,7 @@ def test_derivative_at_ties_and_zero(op: Op) -> None:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tensor]:
-    """The C column of all rows as one shared library, in float and in double: call(op, *args) -> values."""
+    """The C column of all rows as one shared library, in float and double: call(op, *args)."""
     compiler = (
         os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     )
@@ -277,7 +277,8 @@ def test_table_with_a_faulty_row_does_not_import(
     assert text.count(old) == 1
     (tmp_path / "faulty_ops.py").write_text(text.replace(old, new), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("faulty_ops", tmp_path / "faulty_ops.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "faulty_ops", module)  # dataclasses look the module up
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -285,7 +286,10 @@ def test_table_with_a_faulty_row_does_not_import(
 
 
 def test_the_contract_names_these_functions() -> None:
-    promised = "sigmoid tanh relu leaky_relu softplus exp log abs sqrt square sin silu gelu hard_sigmoid max min"
+    promised = (
+        "sigmoid tanh relu leaky_relu softplus exp log abs sqrt square sin silu gelu hard_sigmoid "
+        "max min"
+    )
     assert set(promised.split()) <= set(ops.FUNCTIONS)
     assert {sign for sign, _ in ops.INFIX} == {"+", "-", "*", "/"}
 

@@ -1,4 +1,7 @@
-"""Every named cell against a second implementation, values and gradients in float64; torch's three against torch.nn."""
+"""Every named cell against a second implementation, values and gradients in float64.
+
+Torch's own three against torch.nn, the others against `reference_cells.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def seeded(label: str, *shape: int) -> Tensor:
 def leaves(
     cell: CellGraph, inputs: int = X
 ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, ...]]:
-    """Parameters, x (T, B, X) and nonzero states (B, H); equal names in two cells get equal tensors."""
+    """Parameters, x (T, B, X), nonzero states (B, H); equal names in two cells, equal tensors."""
     widths = {"H": H, "X": H if cell.raw_x else inputs}
     params = {p.name: seeded(p.name, *p.shape(widths)) for p in cell.params}
     return (
@@ -43,7 +46,7 @@ def leaves(
 
 
 def assert_same(results: list[Tensor], expected: list[Tensor], over: list[Tensor]) -> None:
-    """Values, and the gradient of a random projection of all of them (outputs and last states) by every leaf."""
+    """Values, and the gradient of a random projection of outputs and last states by every leaf."""
     assert len(results) == len(expected)
     pairs = [*zip(results, expected, strict=True)]
     pairs += zip(gradients(results, over), gradients(expected, over), strict=True)
@@ -69,7 +72,7 @@ def test_every_cell_has_a_second_implementation() -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_second_implementation_of_another_cell_disagrees(name: str) -> None:
-    """The proof above can fail: for the same parameters, no cell computes what another is meant to compute."""
+    """The proof above can fail: no cell computes what another is meant to compute."""
     # x as wide as h, so that every parameter has one shape in all cells; one state of each name.
     params, _, states = {}, None, {}
     for other in zoo.names():
@@ -118,7 +121,7 @@ def _torch_layer(
     ],
 )
 def test_cell_agrees_with_torch(name: str, kind: type[torch.nn.Module], order: str) -> None:
-    """Values and all gradients of torch.nn.RNN, LSTM and GRU in float64, after copying the weights."""
+    """Values and all gradients of torch.nn.RNN, LSTM and GRU, after copying the weights."""
     cell = zoo.get(name)
     params, x, state = leaves(cell)
     layer = _torch_layer(kind, params, order)
@@ -165,11 +168,13 @@ def test_file_is_what_the_cell_prints(name: str) -> None:
 def test_record_is_complete(name: str) -> None:
     info = zoo.info(name)
     assert info.name == name
-    assert info.title.endswith(".") and len(info.title) < 100
+    assert info.title.endswith(".")
+    assert len(info.title) < 100
     assert any(
         year in info.reference for year in ("1990", "1997", "2014", "2015", "arXiv 1503.04069")
     )
-    assert info.tags and info.notes
+    assert info.tags
+    assert info.notes
     for field in ("reference:", "tags:", "aliases:", "notes:"):
         assert field not in info.title + info.reference + info.notes, (
             "a field was swallowed by another"

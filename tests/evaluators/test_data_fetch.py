@@ -98,14 +98,17 @@ def test_what_was_fetched_can_be_loaded(home: Path, server: Server) -> None:
     server.announced = len(GOOD)
     seen: list[tuple[str, int, int]] = []
     (file,) = data.fetch("jsb", progress=lambda *at: seen.append(at), mirror=server.address + "/")
-    assert file == home / "data" / PATH and file.read_bytes() == GOOD
+    assert file == home / "data" / PATH
+    assert file.read_bytes() == GOOD
     assert server.asked == [f"/{PATH}"]
     received = [at[1] for at in seen]
-    assert received == sorted(received) and len(received) > 2
+    assert received == sorted(received)
+    assert len(received) > 2
     assert seen[-1] == (PATH, len(GOOD), len(GOOD))
     assert data.load("jsb")["train_lengths"].tolist() == [FRAMES]
     assert data.names()["jsb"]["available"]
-    assert data.fetch("jsb", mirror=server.address) == [file] and len(server.asked) == 1
+    assert data.fetch("jsb", mirror=server.address) == [file]
+    assert len(server.asked) == 1
 
 
 def test_the_destination(home: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +127,8 @@ def test_a_file_cut_short_is_not_kept(
     server.announced, server.body = announced, GOOD[:kept]
     with pytest.raises(DataError, match=f"cut short, {kept} of {len(GOOD)} bytes") as raised:
         data.fetch("jsb", mirror=server.address)
-    assert server.address in str(raised.value) and "\n" not in str(raised.value)
+    assert server.address in str(raised.value)
+    assert "\n" not in str(raised.value)
     assert files_in(home) == []
 
 
@@ -156,10 +160,12 @@ def test_a_wrong_file_is_replaced_but_only_by_the_right_one(home: Path, server: 
     server.body = b"bad"
     with pytest.raises(DataError):
         data.fetch("jsb", mirror=server.address)
-    assert target.read_bytes() == b"old" and files_in(home) == [f"data/{PATH}"]
+    assert target.read_bytes() == b"old"
+    assert files_in(home) == [f"data/{PATH}"]
     server.body = GOOD
     data.fetch("jsb", mirror=server.address)
-    assert target.read_bytes() == GOOD and files_in(home) == [f"data/{PATH}"]
+    assert target.read_bytes() == GOOD
+    assert files_in(home) == [f"data/{PATH}"]
 
 
 def test_a_refusal_of_the_server_is_quoted(home: Path, server: Server) -> None:
@@ -174,8 +180,11 @@ def test_no_network_says_so_and_how_to_do_without(home: Path, server: Server) ->
     with pytest.raises(DataError) as raised:
         data.fetch("jsb", mirror=server.address)
     said = str(raised.value)
-    assert "cannot reach 127.0.0.1" in said and "is there a network?" in said
-    assert "https://x.invalid/a.mat" in said and PATH in said and "\n" not in said
+    assert "cannot reach 127.0.0.1" in said
+    assert "is there a network?" in said
+    assert "https://x.invalid/a.mat" in said
+    assert PATH in said
+    assert "\n" not in said
     assert files_in(home) == []
 
 
@@ -201,5 +210,7 @@ def test_what_can_be_fetched() -> None:
     assert catalogue.bundle("ptb_char") == catalogue.bundle("ptb")
     for name, remotes in catalogue.BUNDLES.items():
         for remote in remotes:
-            assert remote.address.startswith("https://") and len(remote.sha256) == 64, name
-            assert not Path(remote.path).is_absolute() and ".." not in remote.path
+            assert remote.address.startswith("https://"), name
+            assert len(remote.sha256) == 64, name
+            assert not Path(remote.path).is_absolute()
+            assert ".." not in remote.path

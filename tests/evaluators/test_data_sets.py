@@ -84,11 +84,15 @@ def test_the_catalogue_says_what_is_there_without_reading_it(here: Path) -> None
     assert set(rows) == {name for name in tasks.names() if tasks.task_class(name).data_set}
     available = {name for name, row in rows.items() if row["available"]}
     assert {"ptb_word", "ptb_char", "pydoc_char", "chorales"} == available
-    assert rows["ptb_word"]["size"] == 5_951_345 and rows["ptb_word"]["fetch"] == "ptb"
-    assert rows["pydoc_char"]["fetch"] is None and rows["pydoc_char"]["size"] == 0
+    assert rows["ptb_word"]["size"] == 5_951_345
+    assert rows["ptb_word"]["fetch"] == "ptb"
+    assert rows["pydoc_char"]["fetch"] is None
+    assert rows["pydoc_char"]["size"] == 0
     assert "cellsearch data fetch jsb" in rows["jsb"]["where"]
     for row in rows.values():
-        assert row["description"] and row["licence"] and row["source"]
+        assert row["description"]
+        assert row["licence"]
+        assert row["source"]
 
 
 # --- Penn Treebank -----------------------------------------------------------------------------
@@ -102,7 +106,8 @@ def test_words_with_an_end_to_each_line(here: Path) -> None:
     assert " ".join(decoded(arrays, "train")) == "the cat <unk> N <eos> the dog <eos>"
     assert decoded(arrays, "test") == ["the", "<unk>", "<eos>"]  # "bird" is not a training word
     task = tasks.create("ptb_word", batch_size=2, unroll=3)
-    assert task.input_width == 6 and task.unit == "perplexity"
+    assert task.input_width == 6
+    assert task.unit == "perplexity"
 
 
 def test_characters_of_the_same_words(here: Path) -> None:
@@ -142,7 +147,8 @@ def test_the_real_treebank_has_the_counts_everybody_reports(
     monkeypatch.setenv("CELLSEARCH_DATA", str(REAL))
     arrays = data.load("ptb_word")
     counts = [len(arrays[split]) for split in ("train", "valid", "test")]
-    assert counts == [929_589, 73_760, 82_430] and len(arrays["vocab"]) == 10_000
+    assert counts == [929_589, 73_760, 82_430]
+    assert len(arrays["vocab"]) == 10_000
 
 
 # --- the topics of Python ----------------------------------------------------------------------

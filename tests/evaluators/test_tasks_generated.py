@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,8 @@ def test_the_seed_alone_decides_the_batches(name: str) -> None:
 def test_evaluation_is_fixed_and_no_split_repeats_another(name: str) -> None:
     task, again = tasks.create(name), tasks.create(name)
     valid, test = list(task.eval_batches("valid")), list(task.eval_batches("test"))
-    assert len(valid) >= 1 and all(map(same, valid, again.eval_batches("valid")))
+    assert len(valid) >= 1
+    assert all(map(same, valid, again.eval_batches("valid")))
     rows = {}
     for split, batch in {
         "valid": valid[0],
@@ -107,7 +108,7 @@ def test_windows_of_a_stream_line_up(name: str) -> None:
     task = tasks.create(name, unroll=7, batch_size=3)
     batches = list(islice(task.train_batches(0), 150))  # more than one refill of the columns
     assert [batch.first for batch in batches] == [True] + [False] * 149
-    for batch, following in zip(batches[:-1], batches[1:], strict=True):
+    for batch, following in pairwise(batches):
         assert batch.inputs.shape == batch.targets.shape == (7, 3)
         assert torch.equal(batch.inputs[1:], batch.targets[:-1])
         assert torch.equal(following.inputs[0], batch.targets[-1])
@@ -118,7 +119,8 @@ def test_a_stream_says_the_same_whatever_the_batch_size_and_the_unroll(name: str
     alphabet = {"arithmetic": arithmetic.ALPHABET, "xml": xml.ALPHABET}[name]
     wide = text_of(tasks.create(name, batch_size=5, unroll=100), alphabet, 4000, row=1)
     narrow = text_of(tasks.create(name, batch_size=2, unroll=8), alphabet, 4000, row=1)
-    assert wide[0][:4000] == narrow[0][:4000] and wide[1][:4000] == narrow[1][:4000]
+    assert wide[0][:4000] == narrow[0][:4000]
+    assert wide[1][:4000] == narrow[1][:4000]
     assert wide[0] != text_of(tasks.create(name), alphabet, 4000, row=2)[0]
 
 
@@ -138,16 +140,20 @@ def test_the_size_of_the_evaluation_is_the_option(name: str, size: int) -> None:
 @pytest.mark.parametrize(("symbols", "length"), [(26, 5), (2, 1), (3, 9)])
 def test_memorisation_asks_for_what_was_read(symbols: int, length: int) -> None:
     task = tasks.create("memorisation", symbols=symbols, length=length, batch_size=8)
-    assert task.input_width == task.output_width == symbols + 1 and task.unroll == 2 * length
+    assert task.input_width == task.output_width == symbols + 1
+    assert task.unroll == 2 * length
     for batch in islice(task.train_batches(1), 3):
-        assert batch.first and batch.inputs.shape == (2 * length, 8)
+        assert batch.first
+        assert batch.inputs.shape == (2 * length, 8)
         read = batch.inputs[:length]
-        assert int(read.min()) >= 0 and int(read.max()) < symbols
+        assert int(read.min()) >= 0
+        assert int(read.max()) < symbols
         assert (batch.inputs[length] == symbols).all()  # the marker, and nowhere else
         assert int((batch.inputs == symbols).sum()) == 8
         assert torch.equal(batch.targets[length:], read)
         assert torch.equal(batch.inputs[length + 1 :], read[:-1])  # teacher forcing
-        assert batch.mask is not None and batch.mask.dtype == torch.float32
+        assert batch.mask is not None
+        assert batch.mask.dtype == torch.float32
         assert torch.equal(batch.mask.sum(1), torch.tensor([0.0] * length + [8.0] * length))
 
 
@@ -157,7 +163,8 @@ def test_memorisation_uses_every_symbol_and_gives_the_rows_asked_for() -> None:
     assert [batch.inputs.shape[1] for batch in batches] == [300, 300, 300, 100]
     seen = torch.cat([batch.inputs[:5].flatten() for batch in batches])
     counts = torch.bincount(seen, minlength=26)
-    assert len(counts) == 26 and int(counts.min()) > 120  # 192 expected, deviation 14
+    assert len(counts) == 26
+    assert int(counts.min()) > 120
 
 
 # --- arithmetic --------------------------------------------------------------------------------
@@ -232,7 +239,8 @@ def test_arithmetic_refuses_a_validation_text_without_an_answer() -> None:
 
 def test_xml_is_well_nested_and_every_step_is_scored() -> None:
     task = tasks.create("xml")
-    assert next(task.train_batches(0)).mask is None and task.input_width == 29
+    assert next(task.train_batches(0)).mask is None
+    assert task.input_width == 29
     text, _ = text_of(task, xml.ALPHABET, 60_000)
     tags = re.findall(r"<(/?)([a-z]+)>", text)
     assert len("".join(f"<{slash}{name}>" for slash, name in tags)) > len(text) - 14

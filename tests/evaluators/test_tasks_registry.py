@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +75,18 @@ def test_what_every_task_promises(name: str) -> None:
     held_out = {split: list(task.eval_batches(split)) for split in ("valid", "test")}
     for batch in [*islice(task.train_batches(0), 4), *held_out["valid"], *held_out["test"]]:
         steps, rows = batch.inputs.shape[:2]
-        assert 1 <= steps <= task.unroll and batch.targets.shape[:2] == (steps, rows)
+        assert 1 <= steps <= task.unroll
+        assert batch.targets.shape[:2] == (steps, rows)
         assert batch.mask is None or (
             batch.mask.shape == (steps, rows) and batch.mask.dtype == torch.float32
         )
         if task.input_kind == "tokens":
             assert batch.inputs.dtype == batch.targets.dtype == torch.int64
             assert batch.inputs.ndim == 2
-            assert int(batch.inputs.min()) >= 0 and int(batch.inputs.max()) < task.input_width
-            assert int(batch.targets.min()) >= 0 and int(batch.targets.max()) < task.output_width
+            assert int(batch.inputs.min()) >= 0
+            assert int(batch.inputs.max()) < task.input_width
+            assert int(batch.targets.min()) >= 0
+            assert int(batch.targets.max()) < task.output_width
         else:
             assert batch.inputs.dtype == batch.targets.dtype == torch.float32
             assert batch.inputs.shape[2] == task.input_width == 88 == batch.targets.shape[2]
@@ -93,14 +96,16 @@ def test_what_every_task_promises(name: str) -> None:
         assert sum(1.0 if mask is None else float(mask.sum()) for mask in masks) > 0
     described = task.describe()
     assert json.loads(json.dumps(described)) == described
-    assert described["task"] == name and described["options"]["batch_size"] == task.batch_size
+    assert described["task"] == name
+    assert described["options"]["batch_size"] == task.batch_size
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_made_again_from_its_description(name: str) -> None:
     task = tasks.create(name, batch_size=3)
     again = tasks.create(name, **task.describe()["options"])
-    assert again.describe() == task.describe() and again.batch_size == 3
+    assert again.describe() == task.describe()
+    assert again.batch_size == 3
     ours, theirs = next(task.train_batches(5)), next(again.train_batches(5))
     assert torch.equal(ours.inputs, theirs.inputs)
 
@@ -136,7 +141,8 @@ def test_wrong_names_and_options_get_one_line(
 ) -> None:
     with pytest.raises(DataError) as raised:
         tasks.create(name, **options)
-    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,7 +189,7 @@ def test_training_reads_the_text_as_a_ring_and_one_pass_covers_it_once() -> None
     ring = arrays["train"][:1000]
     batches = list(islice(task.train_batches(0), 60))
     assert [batch.first for batch in batches] == [True] + [False] * 59
-    for batch, following in zip(batches[:-1], batches[1:], strict=True):
+    for batch, following in pairwise(batches):
         assert torch.equal(batch.inputs[1:], batch.targets[:-1])
         assert torch.equal(following.inputs[0], batch.targets[-1])
     assert task.epoch_steps == 25
@@ -237,15 +243,14 @@ def test_training_windows_cover_every_prediction_once_a_pass(unroll: int) -> Non
     task = tasks.create("jsb", unroll=unroll, batch_size=4)
     assert task.epoch_steps is not None
     wanted = sorted(
-        (a.tobytes(), b.tobytes())
-        for piece in pieces("train")
-        for a, b in zip(piece[:-1], piece[1:], strict=True)
+        (a.tobytes(), b.tobytes()) for piece in pieces("train") for a, b in pairwise(piece)
     )
     stream = task.train_batches(0)
     for _ in range(2):
         found = []
         for batch in islice(stream, task.epoch_steps):
-            assert batch.first and batch.mask is not None
+            assert batch.first
+            assert batch.mask is not None
             scored = batch.mask == 1
             assert not batch.targets[~scored].any(), "padding is silence"
             assert len(batch.inputs) == int(batch.mask.sum(0).max()), "no longer than its longest"
@@ -263,7 +268,8 @@ def test_training_windows_of_a_piece_differ_by_one_step_at_most() -> None:
     steps = len(pieces("train")[0]) - 1
     assert task.epoch_steps == -(-steps // 10)
     lengths = [len(batch.inputs) for batch in islice(task.train_batches(0), task.epoch_steps)]
-    assert sum(lengths) == steps and max(lengths) - min(lengths) <= 1
+    assert sum(lengths) == steps
+    assert max(lengths) - min(lengths) <= 1
 
 
 @pytest.mark.parametrize("unroll", [5, 1000])

@@ -1,4 +1,4 @@
-"""A whole search without training: results drawn from a hash, executors that finish in any order."""
+"""A search without training: results drawn from a hash, executors that finish in any order."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def run(
     ready = launch.plan(made or config())
     begin = (directory / "journal.sqlite").exists()
     with Journal.open(directory) if begin else Journal.create(directory, {}) as journal:
-        loop = Loop(
-            ready.algorithm(), journal, executor, ready.config.virtual_workers, Silent()
-        )
+        loop = Loop(ready.algorithm(), journal, executor, ready.config.virtual_workers, Silent())
         return loop, loop.run()
 
 

@@ -1,4 +1,4 @@
-"""The search of Jozefowicz et al. 2015: who is proposed, with which settings, and what becomes of it."""
+"""The search of Jozefowicz et al. 2015: who is proposed, on which settings, with what result."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class TestInheritance:
         algorithm = self._algorithm()
         stage, parent = algorithm.tasks[1], algorithm.seeds[0]
         size = len(stage.grid)
-        tried = {i: 0.5 for i in range(size - 2)}
+        tried = dict.fromkeys(range(size - 2), 0.5)
         drawn = algorithm._inherit(stage, tried, parent, 5, random.Random(1))
         assert sorted(drawn) == [size - 2, size - 1]
 

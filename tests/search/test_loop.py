@@ -1,4 +1,4 @@
-"""The loop in virtual time: exact for its seed, whatever the workers do and however often it dies."""
+"""The loop in virtual time: exact for its seed, whatever the workers do, however it is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_completion_leaves_no_trace(reference: Path, tmp_path: Path, seed: int) -> None:
+def test_the_order_of_completion_leaves_no_trace(
+    reference: Path, tmp_path: Path, seed: int
+) -> None:
     fakes.run(tmp_path, fakes.Shuffled(seed))
     assert fakes.ledger(tmp_path) == fakes.ledger(reference)
 
