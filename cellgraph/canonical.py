@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
-from cellgraph.errors import CellError
 from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number, topological
 from cellgraph.ops import OPS
-from cellgraph.widths import only_states
 
 
 def live_states(cell: CellGraph) -> frozenset[str]:
@@ -35,16 +34,23 @@ def live_states(cell: CellGraph) -> frozenset[str]:
 
 
 def dead_states_removed(cell: CellGraph) -> CellGraph:
-    """Only states that reach the output remain, unless a dead one decides on the width of what
-    does: then the live ones would not compute the same without it. Dead nodes need no pass: what no
-    root reaches is not in a graph."""
-    try:
-        smaller = only_states(cell, live_states(cell))
-    except CellError:  # an identity start of a matrix that only the dead state keeps square
+    """Only states that reach the output remain. Dead nodes need no pass: what no root reaches is
+    not in a graph.
+
+    Shapes stay: where a dead state decides on the width of what lives (by adding x to itself, say),
+    the live part would be another function under the widths that it would have on its own.
+    """
+    live = live_states(cell)
+    states = tuple(state for state in cell.states if state.name in live)
+    if states == cell.states:
         return cell
-    shapes = {p.name: (p.rows, p.cols) for p in cell.params}
-    same = all(shapes[p.name] == (p.rows, p.cols) for p in smaller.params)
-    return smaller if same and smaller.raw_x == cell.raw_x else cell
+    alive = frozenset(topological([*(state.next for state in states), *cell.outputs]))
+    return replace(
+        cell,
+        states=states,
+        params=tuple(p for p in cell.params if Node(PARAM, (), p.name) in alive),
+        names=tuple((name, node) for name, node in cell.names if node in alive),
+    )
 
 
 #: In order; each is named by what holds after it.
@@ -92,7 +98,8 @@ def canonical_text(cell: CellGraph) -> str:
                 continue
             if node.op == PARAM:
                 param = kinds[str(node.attr)]
-                shape = " ".join(widths[w] for w in (param.rows, param.cols) if w)
+                names = [w for w in (param.rows, param.cols) if w]
+                shape = " ".join(widths.setdefault(w, f"W{len(widths) - 2}") for w in names)
                 lines.append(f"param{params} {param.kind} {shape} {param.init}")
                 params += 1
             elif node.op == STATE:
@@ -131,7 +138,8 @@ def _colours(cell: CellGraph) -> dict[Node, int]:
         attr = str(node.attr)
         if node.op == PARAM:
             param = kinds[attr]
-            shape = " ".join(widths[w] for w in (param.rows, param.cols) if w)
+            # A width that only a dead state declared is no state's; the walk numbers it later.
+            shape = " ".join(widths.get(w, "?") for w in (param.rows, param.cols) if w)
             attr = f"{param.kind} {shape} {param.init}"
         elif node.op == STATE:
             attr = str(states[attr])

@@ -43,23 +43,27 @@ def from_networkx(graph: nx.MultiDiGraph[Any]) -> CellGraph:
     `CellError`."""
     try:
         cell = _read(graph)
-        # Names that the notation does not know could be anything, and would reach generated code.
-        written = parse(str(cell))
+        text = str(cell)
     except KeyError as error:
         raise CellError(
             f"the graph of the cell lacks {error}, expected the form that to_networkx writes"
         ) from None
     except CellError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise CellError(
             f"the graph of the cell is malformed ({error}), "
             "expected the form that to_networkx writes"
         ) from None
-    if written != cell:
+    # Names that the notation does not know could be anything, and would reach generated code.
+    try:
+        reads_back = parse(text) == cell
+    except CellError:
+        reads_back = False
+    if not reads_back:
         raise CellError(
-            f"the graph of cell {cell.name!r} says what the notation cannot, expected plain names, "
-            "and attributes on leaves only"
+            f"the graph of cell {cell.name!r} cannot be written as notation, expected plain names, "
+            "finite numbers, and attributes on leaves only"
         )
     return cell
 

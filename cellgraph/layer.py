@@ -177,6 +177,10 @@ class CellLayer(nn.Module):
         x, lengths = pad_packed_sequence(packed)  # (T, B, X) in the caller's order of sequences
         if x.shape[-1] != self.input_size:
             raise CellError(f"the packed x has width {x.shape[-1]}, expected {self.input_size}")
+        # Behind its end a sequence repeats its last step: the gradients of what is computed there
+        # are zeros only while they are finite, and at x = 0 those of a root or a logarithm are not.
+        steps = torch.minimum(torch.arange(x.shape[0])[:, None], lengths - 1).to(x.device)
+        x = x.gather(0, steps.unsqueeze(-1).expand_as(x))
         y, last = self._run(x, self._enter_state(state, x, True), lengths.to(x.device))
         if packed.sorted_indices is not None:
             y, lengths = (

@@ -5,7 +5,7 @@ What is not elementwise (inputs, states, parameters, numbers, the matrix product
 lives in
 `graph.py`. This module imports no torch: `eager` takes the torch module as its first argument, so
 that the same column computes values and, run on symbols, writes source code (see
-`export/torch_source.py`).
+`exporters/source.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 
 import cellgraph as cg
 from cellgraph.canonical import PASSES, _colours, canonical, canonical_text, live_states
-from cellgraph.graph import CONST, INPUT, PARAM, STATE, CellGraph, Init, Node, rebuilt, substitute
+from cellgraph.graph import (
+    CONST,
+    INPUT,
+    PARAM,
+    STATE,
+    CellGraph,
+    Init,
+    Node,
+    Param,
+    State,
+    rebuilt,
+    substitute,
+)
 from cellgraph.interpret import unroll
 from cellgraph.ops import OPS
 from tests.strategies import cells, sample, values_and_gradients
@@ -280,17 +292,19 @@ def read_back(text: str) -> CellGraph:
     """A cell from its canonical text alone, which therefore determines it."""
     first, *lines, last = text.splitlines()
     nodes: list[Node] = []
-    inits: dict[str, Init] = {}
-    scalars: list[str] = []
+    params: list[Param] = []
     for line in lines:
         op, *rest = line.split(" ")
         if op.startswith(PARAM):
+            kind, *shape, start = rest
+            rows, cols = [*filter(None, shape), None, None][:2]
+            init = None
+            if found := re.fullmatch(r"identity\((.*)\)", start):
+                init = Init("identity", float(found[1]))
+            elif start != "None":
+                init = Init("constant", float(start))
+            params.append(Param(op, kind, rows, cols, init))
             nodes.append(Node(PARAM, (), op))
-            scalars += [op] if rest[0] == "scalar" else []
-            if found := re.fullmatch(r"identity\((.*)\)", rest[-1]):
-                inits[op] = Init("identity", float(found[1]))
-            elif rest[-1] != "None":
-                inits[op] = Init("constant", float(rest[-1]))
         elif op == CONST:
             nodes.append(Node(CONST, (), float(rest[0])))
         elif op == STATE:
@@ -301,8 +315,8 @@ def read_back(text: str) -> CellGraph:
             nodes.append(Node(op, tuple(nodes[int(i)] for i in rest)))
     widths = first.split()[1:]
     *nexts, output = (nodes[int(i)] for i in last.split()[1:])
-    states = [(f"s{i}", w, n) for i, (w, n) in enumerate(zip(widths, nexts, strict=True))]
-    return cg.build("read", states, output, scalars=scalars, inits=inits)
+    states = [State(f"s{i}", w, n) for i, (w, n) in enumerate(zip(widths, nexts, strict=True))]
+    return CellGraph("read", ("x",), tuple(states), (output,), tuple(params))
 
 
 @settings(max_examples=100, deadline=None)
@@ -325,11 +339,7 @@ def test_canonical_text_determines_the_cell(cell: CellGraph) -> None:
     read, small = read_back(text), canonical(marked)
     names = {p.init: p.name for p in marked.params}
     at = sample(small)
-    there = replace(
-        at,
-        params={p.name: at.params[names[p.init]] for p in read.params},
-        widths=at.widths,
-    )
+    there = replace(at, params={p.name: at.params[names[p.init]] for p in read.params})
     for result, wanted in zip(
         values_and_gradients(read, there)[: 1 + len(read.states)],
         values_and_gradients(small, at)[: 1 + len(read.states)],
@@ -357,6 +367,25 @@ def test_passes_leave_alone_what_they_establish(rewrite: Pass) -> None:
     once = rewrite(cell)
     assert rewrite(once) == once
     assert canonical(canonical(cell)) == canonical(cell)
+
+
+@pytest.mark.parametrize(
+    ("live", "dead"),
+    [
+        ("h' = tanh(W @ x + U @ h)\n init W = identity(0.9)", "d' = d + x"),  # keeps W square
+        ("h' = tanh(W @ x + U @ h)", "d' = d + x"),  # has x projected
+        ("y = W @ (V @ h)\n h' = tanh(y + x)", "d' = V @ h + d"),  # says how many rows V has
+    ],
+)
+def test_a_dead_state_that_decides_on_a_width_does_so_after_it_is_gone(
+    live: str, dead: str
+) -> None:
+    header = "cell a(x, h, d: P)" if "V" in live else "cell a(x, h, d)"
+    cell = cg.parse(f"{header}\n {live}\n {dead}")
+    assert [s.name for s in canonical(cell).states] == ["h"]
+    assert canonical(cell).params == tuple(p for p in cell.params if p.name in "WUV")
+    without = live.replace("0.9", "1").replace("identity", "").replace("init W = (1)", "")
+    assert cell.key() != key(f"cell a(x, h)\n {without}")
 
 
 def test_live_states_are_found_through_other_states() -> None:

@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,6 +213,17 @@ def test_packed_sequences_equal_runs_one_by_one(name: str, lengths: list[int]) -
         wanted += flat(*alone)
         results += [outputs[: len(sequence), i], *(s[:, i] for s in flat(y, last)[1:])]
     assert_equal(results, wanted, [*layer.parameters(), *sequences, *state])
+
+
+def test_what_lies_behind_the_end_of_a_sequence_leaves_gradients_finite() -> None:
+    layer = compiled(cg.parse("cell a(x, h)\n h' = tanh(sqrt(abs(V @ x)) + U @ h)"), num_layers=2)
+    sequences = tensors((4, X), (1, X))
+    y, last = layer(pack_sequence(sequences))
+    outputs, _ = pad_packed_sequence(y)
+    results = [outputs[:4, 0], outputs[:1, 1]]
+    wanted = [layer(sequence)[0] for sequence in sequences]
+    assert_equal(results, wanted, [*layer.parameters(), *sequences])
+    assert all(g.isfinite().all() for g in gradients([last], list(layer.parameters())))
 
 
 def test_packed_sequences_sorted_by_the_caller() -> None:
@@ -442,87 +452,3 @@ def test_training_moves_every_parameter() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert not any(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
-
-
-# -- errors ---------------------------------------------------------------------------------------
-
-
-def test_cells_come_as_names_paths_and_graphs(tmp_path: Path) -> None:
-    path = tmp_path / "mine.cell"
-    path.write_text(str(cg.load("gru")))
-    for cell in ("gru", str(path), path, cg.load("gru")):
-        assert cg.compile(cell, 2, 3).cell == cg.load("gru")
-
-
-BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
-    ("gru", {"input_size": 0}, "input_size is 0, expected a whole number of at least 1"),
-    ("gru", {"hidden_size": -1}, "hidden_size is -1, expected a whole number of at least 1"),
-    ("gru", {"hidden_size": 2.0}, "hidden_size is 2.0, expected a whole number of at least 1"),
-    ("gru", {"hidden_size": True}, "hidden_size is True, expected a whole number of at least 1"),
-    ("gru", {"num_layers": 0}, "num_layers is 0, expected a whole number of at least 1"),
-    ("gru", {"num_layers": "2"}, "num_layers is '2', expected a whole number of at least 1"),
-    ("gru", {"dropout": 1.0}, "dropout is 1.0, expected a number from 0 up to"),
-    ("gru", {"dropout": math.nan}, "dropout is nan, expected a number from 0 up to"),
-    ("gru", {"dropout": "x"}, "dropout is 'x', expected a number from 0 up to"),
-    ("gru", {"backend": "fast"}, "no backend named 'fast', expected one of auto, eager"),
-    ("gru", {"widths": {"P": 2}}, "cell gru has no width P, expected H"),
-    ("guru", {}, "no cell named 'guru' (did you mean gru?)"),
-    ("wide", {}, "cell a declares the width P, expected widths={'P': …}"),
-    ("wide", {"widths": {"P": 0}}, "P is 0, expected a whole number of at least 1"),
-    ("wide", {"widths": {"P": 2, "Q": 2}}, "cell a has no width Q, expected H, P"),
-]
-
-
-@pytest.mark.parametrize(("cell", "arguments", "message"), BAD_ARGUMENTS)
-def test_bad_arguments(cell: str, arguments: dict[str, Any], message: str) -> None:
-    graph = cg.parse(EDGES["output of another width"]) if cell == "wide" else cell
-    with pytest.raises(cg.CellError) as caught:
-        cg.compile(graph, **{"input_size": 2, "hidden_size": 3, **arguments})
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["forward", "training", "half", "_parameters", "T_destination", "reset", "input_projection"],
-)
-def test_parameters_with_names_of_attributes_are_refused(name: str) -> None:
-    cell = cg.parse(f"cell a(x, h)\n h' = tanh(W @ x + U @ h + {name})")
-    message = f"parameter {name} of cell a has the name of an attribute"
-    with pytest.raises(cg.CellError, match=message):
-        cg.compile(cell, 4, 4)
-
-
-BAD_INPUTS: list[tuple[Any, Any, str]] = [
-    (torch.zeros(4, 2, 9), None, "x has shape (4, 2, 9), expected (time, batch, 3)"),
-    (torch.zeros(3), None, "x has shape (3,), expected (time, batch, 3)"),
-    (torch.zeros(1, 4, 2, 3), None, "x has shape (1, 4, 2, 3), expected (time, batch, 3)"),
-    (torch.zeros(0, 2, 3), None, "x has no time steps, expected at least one"),
-    ([[1.0, 2.0, 3.0]], None, "x is a list, expected a tensor or a PackedSequence"),
-    (torch.zeros(4, 2, 3), torch.zeros(1, 2, 5), "state is Tensor, expected 2 tensors: h, c"),
-    (torch.zeros(4, 2, 3), (), "state is empty, expected 2 tensors: h, c"),
-    (torch.zeros(4, 2, 3), 1, "state is int, expected 2 tensors: h, c"),
-    (torch.zeros(4, 2, 3), (1, 2), "state is int, int, expected 2 tensors: h, c"),
-    (
-        torch.zeros(4, 2, 3),
-        (torch.zeros(1, 2, 5), torch.zeros(1, 3, 5)),
-        "state c has shape (1, 3, 5), expected (1, 2, 5)",
-    ),
-    (
-        torch.zeros(4, 3),
-        (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)),
-        "state h has shape (1, 2, 5), expected (1, 5)",
-    ),
-    (
-        pack_sequence([torch.zeros(2, 4)]),
-        None,
-        "the packed x has width 4, expected 3",
-    ),
-]
-
-
-@pytest.mark.parametrize(("x", "state", "message"), BAD_INPUTS)
-def test_bad_inputs(x: Any, state: Any, message: str) -> None:
-    with pytest.raises(cg.CellError) as caught:
-        cg.compile("lstm", 3, 5)(x, state)
-    assert str(caught.value) == message

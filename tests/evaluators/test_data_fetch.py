@@ -197,7 +197,7 @@ def test_an_address_that_is_none(home: Path, mirror: str) -> None:
 
 def test_a_place_that_cannot_be_written(home: Path, server: Server) -> None:
     (home / "data").write_text("a file where the directory should be")
-    with pytest.raises(DataError, match="cannot write to .*name another directory"):
+    with pytest.raises(DataError, match=r"cannot write to .*name another directory"):
         data.fetch("jsb", mirror=server.address)
     assert server.asked == []
 
