@@ -9,7 +9,8 @@ Where the paper is silent or contradicts itself: a node gets a transformation wi
 probability p, drawn uniformly (its "1 to 3 transformations" is the alternative, `edits=(1, 3)`);
 the kind is drawn among those that can be applied to the node; a matrix product counts as an
 activation node (it is the paper's Linear) and the addition of its bias is part of it, so it is
-never turned into another elementwise op.
+never turned into another elementwise op. In the paper every value has one width; here x has its
+own, so a Linear(a, x) with a diagonal, which needs a square matrix, gives no child when drawn on x.
 """
 
 from __future__ import annotations

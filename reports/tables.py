@@ -211,7 +211,7 @@ def _customary(result: dict[str, Any]) -> str:
 
 
 def _origin(cell: dict[str, Any]) -> str:
-    return "seed, baseline" if cell["baseline"] else str(cell["origin"])
+    return "baseline" if cell["baseline"] else str(cell["origin"])
 
 
 def _note(run: Run) -> str:
@@ -246,7 +246,9 @@ def _table(names: Sequence[str], left: Iterable[int], head: bool = True) -> Tabl
         last = number == len(names) - 1
         justify: Any = "left" if number in left or (last and name == "origin") else "right"
         title = "\n".join(clean(line) for line in name.split("\n"))
-        table.add_column(Text(title), justify=justify, overflow="ellipsis")
+        # Names and keys are what one types next: whatever else is wrapped, they are not.
+        fixed = name in ("cell", "key")
+        table.add_column(Text(title), justify=justify, overflow="ellipsis", no_wrap=fixed)
     return table
 
 
