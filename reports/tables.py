@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 PLAIN_WIDTH = 100
+#: Columns for a name in a table; those of the zoo and of found cells are shorter.
+LONGEST_NAME = 20
 #: Lines of a lineage or of changes that are shown; the rest is counted.
 MOST = 12
 
@@ -248,7 +250,13 @@ def _table(names: Sequence[str], left: Iterable[int], head: bool = True) -> Tabl
         title = "\n".join(clean(line) for line in name.split("\n"))
         # Names and keys are what one types next: whatever else is wrapped, they are not.
         fixed = name in ("cell", "key")
-        table.add_column(Text(title), justify=justify, overflow="ellipsis", no_wrap=fixed)
+        table.add_column(
+            Text(title),
+            justify=justify,
+            overflow="ellipsis",
+            no_wrap=fixed,
+            max_width=LONGEST_NAME if fixed else None,
+        )
     return table
 
 
