@@ -11,8 +11,10 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from search.errors import SearchError
 if TYPE_CHECKING:
     from search.algorithms import Algorithm
     from search.launch import Plan
-    from search.progress import Progress
+    from search.loop import Observer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,12 +60,8 @@ def _launch(options: argparse.Namespace) -> None:
         )
     directory = Path(options.run) if options.run else _free(Path("runs"), config.name)
     print(f"run {directory}: {config.search.candidates} candidates, seed {config.seed}", flush=True)
-    try:
-        with _Watch(str(directory)) as watch:
-            launch.launch(config, directory, address=options.address, watch=watch)
-    except KeyboardInterrupt:
-        _interrupted(directory)
-        raise
+    with _running(directory) as watch:
+        launch.launch(config, directory, address=options.address, watch=watch)
     _finish(directory)
 
 
@@ -71,12 +69,8 @@ def _resume(options: argparse.Namespace) -> None:
     from search import launch
 
     directory = Path(options.run)
-    try:
-        with _Watch(str(directory)) as watch:
-            launch.resume(directory, workers=options.workers, address=options.address, watch=watch)
-    except KeyboardInterrupt:
-        _interrupted(directory)
-        raise
+    with _running(directory) as watch:
+        launch.resume(directory, workers=options.workers, address=options.address, watch=watch)
     _finish(directory)
 
 
@@ -91,27 +85,30 @@ def _replay(options: argparse.Namespace) -> None:
         print(f"  {score:.4f}  {name}")
 
 
-class _Watch:
-    """Makes the progress display once the algorithm exists, and closes it whatever happens."""
+@contextmanager
+def _running(directory: Path) -> Iterator[Callable[[Algorithm, Plan], Observer]]:
+    """Show progress as soon as there is an algorithm; a polite kill (SIGTERM) stops like Ctrl-C."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.progress: Progress | None = None
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
 
-    def __call__(self, algorithm: Algorithm, plan: Plan) -> Progress:
-        from rich.console import Console
+    with ExitStack() as stack:
 
-        from search.progress import Progress
+        def watch(algorithm: Algorithm, plan: Plan) -> Observer:
+            from rich.console import Console
 
-        self.progress = Progress(self.title, algorithm, Console())
-        return self.progress.__enter__()
+            from search.progress import Progress
 
-    def __enter__(self) -> _Watch:
-        return self
+            return stack.enter_context(Progress(str(directory), algorithm, Console()))
 
-    def __exit__(self, *raised: Any) -> None:
-        if self.progress is not None:
-            self.progress.__exit__(*raised)
+        before = signal.signal(signal.SIGTERM, interrupt)
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        try:
+            yield watch
+        except KeyboardInterrupt:
+            if (directory / "journal.sqlite").exists():
+                print(f"go on with: cellsearch resume {directory}", file=sys.stderr)
+            raise
 
 
 def _free(folder: Path, name: str) -> Path:
@@ -121,11 +118,6 @@ def _free(folder: Path, name: str) -> Path:
         number += 1
         directory = folder / f"{name}-{number}"
     return directory
-
-
-def _interrupted(directory: Path) -> None:
-    if (directory / "journal.sqlite").exists():
-        print(f"go on with: cellsearch resume {directory}", file=sys.stderr)
 
 
 def _finish(directory: Path) -> None:

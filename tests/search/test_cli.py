@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,26 +305,32 @@ def test_doctor_tries_what_it_reports(capsys: pytest.CaptureFixture[str]) -> Non
     assert findings["compiler"].state == "ok", "the tests need a C compiler, as the README says"
 
 
-def test_ctrl_c_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_polite_kill_say_how_to_go_on(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from search import work
 
+    handler = signal.getsignal(signal.SIGTERM)
+
     def interrupted(self: object, payload: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)  # where the signal arrives
 
     monkeypatch.setattr(work.Evaluator, "__call__", interrupted)
     run = tmp_path / "run"
     assert cli.main(["launch", TINY, "--run", str(run), "--workers", "0"]) == 130
     assert f"go on with: cellsearch resume {run}" in capsys.readouterr().err
     assert collect.read(run).state == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is handler
     monkeypatch.undo()
     assert "report:" in answer(capsys, "resume", str(run), "--workers", "0")
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    import subprocess
-
     command = f"{sys.executable} -m search.cli zoo --json | head -c 10"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
