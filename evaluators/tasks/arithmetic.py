@@ -18,6 +18,10 @@ Where the paper is silent, the choice here:
   probability 1/2, else 1, 2 or 3 with equal probability, each uniform in a-z; none in front of the
   answer, as in the paper's example, and none inside it.
 * the space that the paper's example prints after `=` is typography: it is none of the 40 symbols.
+
+Reached on validation, with digits=1, 25,000 parameters, 3,000 steps (Adam, scale 1.4, clip 5, one
+layer, the better of two learning rates, one seed): LSTM 0.976, GRU 0.989, tanh network 0.918, LSTM
+without forget gate 0.855. With digits=2 and 6,000 steps: 0.745, 0.796, 0.637, 0.508.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@ A row of length L has T = 2 L steps:
 
 Where the paper is silent: it does not say how the cell is told to begin, nor whether the reading
 half counts. Here a marker of its own (symbol number 26) tells it, and only the reproduction counts.
+
+Reached on validation, 25,000 parameters, 1,500 batches (Adam, scale 1.4, clip 5, one layer, the
+better of two learning rates, one seed): LSTM 0.993, GRU 0.997. A tanh network gets to 1.000 at its
+best rate and scale, and nowhere at others.
 """
 
 from __future__ import annotations

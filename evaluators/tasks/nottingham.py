@@ -7,6 +7,10 @@ best of many settings at up to 1M parameters). Metric: NLL in nats per frame, mi
 
 Where the paper is silent, here as in every music task: training windows start from the zero state,
 the first frame of a piece is not predicted, frames are averaged over the whole split (music.py).
+
+Reached on validation, 50,000 parameters, 800 steps, unroll=50, valid_limit=60 (Adam, scale 1.4,
+clip 5, one layer, the better of two learning rates, one seed): LSTM 4.47, GRU 4.31, tanh network
+4.42.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ bits per character are printed too.
 
 Where there is no rule: the ring and the columns are those of the word level (see ptb_word.py), 100
 columns for the held-out pass.
+
+Reached on validation, 50,000 parameters, 2,000 steps (Adam, scale 1.4, clip 5, one layer, the
+better of two learning rates, one seed; valid_limit=20000): LSTM 0.537 (2.23 bits), GRU 0.555 (2.15
+bits), tanh network 0.543 (2.19 bits).
 """
 
 from __future__ import annotations

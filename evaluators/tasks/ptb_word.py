@@ -9,6 +9,10 @@ accuracy of the next word, maximise; perplexity is printed too.
 Where the paper is silent: the text is read as a ring from a place that the seed chooses (see
 `CorpusTask.train_batches`), so the state is never reset between passes. The held-out pass runs in
 20 columns with the state carried over, predicts every token but the first, and weighs all alike.
+
+Reached on validation, 1,000,000 parameters, 1,500 steps, which is one pass and a bit (Adam, scale
+1.4, clip 5, one layer, the better of two learning rates, one seed; valid_limit=20000): LSTM 0.198
+(perplexity 213), GRU 0.206 (189), tanh network 0.198 (206).
 """
 
 from __future__ import annotations

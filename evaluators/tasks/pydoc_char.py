@@ -10,6 +10,10 @@ character are printed too.
 The text changes a little with every release of Python: `describe` carries its checksum, and figures
 from two Pythons are figures of two tasks. The first 90 % are for training, the next 5 % for
 validation, the last 5 % for the test; the splits are contiguous.
+
+Reached on validation, 50,000 parameters, 2,000 steps (Adam, scale 1.4, clip 5, one layer, the
+better of two learning rates, one seed; valid_limit=20000): LSTM 0.587 (2.34 bits), GRU 0.602 (2.22
+bits), tanh network 0.589 (2.33 bits).
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ Where the paper is silent, the choice here: the length of a name is uniform; doc
 other without a separator, B streams side by side, 35 steps at a time, the state carried over; the
 iterations that close what is open after the 50th are those of the same document. A document that
 ends before its first tag is empty and leaves no trace in the stream.
+
+Reached on validation, 50,000 parameters, Adam, clip 5, one layer, one seed: GRU 0.451 after 3,000
+steps (scale 1.4), LSTM 0.442 after 12,000 (scale 2), tanh network 0.302.
 """
 
 from __future__ import annotations

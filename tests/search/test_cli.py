@@ -308,6 +308,7 @@ def test_doctor_tries_what_it_reports(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_a_polite_kill_say_how_to_go_on(
     number: signal.Signals,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -315,6 +316,9 @@ def test_ctrl_c_and_a_polite_kill_say_how_to_go_on(
     from search import work
 
     handler = signal.getsignal(signal.SIGTERM)
+    # Where the tests run in the background, a shell has told them to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupted(self: object, payload: object) -> None:
         os.kill(os.getpid(), number)
