@@ -15,7 +15,17 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number, topological
+from cellgraph.graph import (
+    CONST,
+    PARAM,
+    STATE,
+    CellGraph,
+    Node,
+    format_number,
+    rebuilt,
+    substitute,
+    topological,
+)
 from cellgraph.ops import OPS
 
 
@@ -53,8 +63,29 @@ def dead_states_removed(cell: CellGraph) -> CellGraph:
     )
 
 
+def duplicates_merged(cell: CellGraph) -> CellGraph:
+    """No value is computed twice: arguments of commutative ops stand in the order in which the walk
+    first met them, so that `x * h` and `h * x` are one node."""
+    met: dict[Node, int] = {}
+
+    def put(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op in OPS and OPS[node.op].commutes:
+            args = tuple(sorted(args, key=met.__getitem__))
+        made = rebuilt(node, args)
+        met.setdefault(made, len(met))
+        return made
+
+    image = substitute(cell.roots, put)
+    return replace(
+        cell,
+        states=tuple(replace(state, next=image[state.next]) for state in cell.states),
+        outputs=tuple(image[output] for output in cell.outputs),
+        names=(),
+    )
+
+
 #: In order; each is named by what holds after it.
-PASSES: tuple[Callable[[CellGraph], CellGraph], ...] = (dead_states_removed,)
+PASSES: tuple[Callable[[CellGraph], CellGraph], ...] = (dead_states_removed, duplicates_merged)
 
 
 def canonical(cell: CellGraph) -> CellGraph:

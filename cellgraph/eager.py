@@ -48,24 +48,34 @@ def run(
     order = {name: i for i, (name, _) in enumerate(schedule.nexts)}
     reads = [(order[name], slot) for name, slot in schedule.states]
     outputs: list[Tensor] = []
+    # A row that has ended repeats its last real step, from the state before it: a step from the
+    # state after it may be one that the sequence never takes, and where() lets its NaN into
+    # gradients.
+    before = list(state)
     for t in range(x.shape[0]):
         for slot, values in series:
             slots[slot] = values[t]
+        before = _while_running(mask, t, current, before)
         for index, slot in reads:
-            slots[slot] = current[index]
+            slots[slot] = before[index]
         for instruction_at in step:
             instruction_at(slots, t)
         following = [slots[slot] for _, slot in schedule.nexts]
-        if mask is not None:
-            following = [
-                torch.where(mask[t], new, old) for new, old in zip(following, current, strict=True)
-            ]
-        current = following
+        current = _while_running(mask, t, following, current)
         if not schedule.output_before:
             outputs.append(slots[schedule.output])
     if schedule.output_before:
         return hoisted.expand(x.shape[0], rows, hoisted.shape[-1]), tuple(current)
     return torch.stack(outputs), tuple(current)
+
+
+def _while_running(
+    mask: Tensor | None, t: int, new: list[Tensor], old: list[Tensor]
+) -> list[Tensor]:
+    """`new` in the rows whose sequence has not ended at step t, `old` in the others."""
+    if mask is None:
+        return new
+    return [torch.where(mask[t], n, o) for n, o in zip(new, old, strict=True)]
 
 
 def _stack(product: Product, params: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,8 @@ never from a set.
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +19,38 @@ from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 from cellgraph.errors import CellError
-from cellgraph.ops import OPS
+from cellgraph.ops import FUNCTIONS, OPS
 
 # Structural ops: everything that is not a row of the op table.
 INPUT, STATE, PARAM, CONST, MATMUL = "input", "state", "param", "const", "matmul"
 _LEAVES = (INPUT, STATE, PARAM, CONST)
+
+
+#: Words of the notation that are no names, beside the functions of the op table.
+RESERVED = ("cell", "scalar", "init", "identity", "x")
+LONGEST_NAME = 100
+
+
+def is_name(text: object) -> bool:
+    """Is it an identifier of the notation that may be given to something?"""
+    return (
+        isinstance(text, str)
+        and len(text) <= LONGEST_NAME
+        and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text, re.ASCII) is not None
+        and text not in RESERVED
+        and text not in FUNCTIONS
+    )
+
+
+def finite(value: object) -> float:
+    """A number of a cell as a float. Raises `CellError` for anything else."""
+    try:
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    shown = "too large" if isinstance(value, int) else repr(value)
+    raise CellError(f"number {shown} in a cell, expected a finite number")
 
 
 class Node:
@@ -39,12 +68,14 @@ class Node:
     _lock = threading.Lock()
 
     def __new__(cls, op: str, args: tuple[Node, ...] = (), attr: str | float | None = None) -> Node:
-        if op == CONST:
-            if not isinstance(attr, (int, float)) or not math.isfinite(attr):
-                raise CellError(f"number {attr!r} in a cell, expected a finite number")
-            attr = float(attr) + 0.0  # -0.0 and 0.0 would share a slot of the table
-        elif op not in OPS and op not in _LEAVES and op != MATMUL:
+        if op not in OPS and op not in _LEAVES and op != MATMUL:
             raise CellError(f"unknown op {op!r}, expected one of {', '.join(OPS)}")
+        if op == CONST:
+            attr = finite(attr) + 0.0  # -0.0 and 0.0 would share a slot of the table
+        elif not (isinstance(attr, str) if op in _LEAVES else attr is None):
+            raise CellError(
+                f"{op} has the attribute {attr!r}, expected a name, and on leaves alone"
+            )
         arity = 0 if op in _LEAVES else 2 if op == MATMUL else OPS[op].arity
         if len(args) != arity:
             raise CellError(f"{op} has {len(args)} arguments, expected {arity}")
@@ -60,6 +91,10 @@ class Node:
                 object.__setattr__(node, "attr", attr)
                 cls._interned[key] = node
         return node
+
+    @classmethod
+    def _new_lock(cls) -> None:
+        cls._lock = threading.Lock()
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("nodes are immutable")
@@ -80,6 +115,11 @@ class Node:
         return not self.args
 
 
+# A process that is forked while another thread holds the lock would wait for it for ever.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=Node._new_lock)
+
+
 @dataclass(frozen=True, slots=True)
 class Init:
     """The start of a parameter: `constant` sets every element, `identity` adds value to the
@@ -87,6 +127,9 @@ class Init:
 
     kind: Literal["constant", "identity"]
     value: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", finite(self.value))
 
     def __str__(self) -> str:
         number = format_number(self.value)

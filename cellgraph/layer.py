@@ -19,7 +19,7 @@ from cellgraph import eager
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
 from cellgraph.schedule import Schedule, lower
-from cellgraph.sizes import concrete_widths, output_width
+from cellgraph.sizes import concrete_widths, output_width, whole
 
 Run = Callable[
     [Schedule, Mapping[str, Tensor], Tensor, Sequence[Tensor], Tensor | None],
@@ -40,7 +40,12 @@ class Cell(nn.Module):
         self.graph = cell
         self.input_size = input_size
         self.names = tuple(p.name for p in cell.params)
+        largest = torch.finfo(factory["dtype"] or torch.get_default_dtype()).max
         for param in cell.params:
+            if param.init is not None and abs(param.init.value) > largest:
+                raise CellError(
+                    f"init {param.name} = {param.init}: expected a number up to {largest:.3g}"
+                )
             if hasattr(self, param.name) or param.name == "input_projection":
                 raise CellError(
                     f"parameter {param.name} of cell {cell.name} has the name of an "
@@ -175,8 +180,11 @@ class CellLayer(nn.Module):
 
     def _packed(self, packed: PackedSequence, state: Any) -> tuple[PackedSequence, Any]:
         x, lengths = pad_packed_sequence(packed)  # (T, B, X) in the caller's order of sequences
-        if x.shape[-1] != self.input_size:
-            raise CellError(f"the packed x has width {x.shape[-1]}, expected {self.input_size}")
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            raise CellError(
+                f"the packed x has shape {tuple(x.shape)}, expected "
+                f"(time, batch, {self.input_size})"
+            )
         # Behind its end a sequence repeats its last step: the gradients of what is computed there
         # are zeros only while they are finite, and at x = 0 those of a root or a logarithm are not.
         steps = torch.minimum(torch.arange(x.shape[0])[:, None], lengths - 1).to(x.device)
@@ -217,6 +225,9 @@ class CellLayer(nn.Module):
         self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         run = BACKENDS[self.backend]
+        weight = next(self.parameters(), x)
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise CellError(f"x is {x.dtype}, the layer {weight.dtype}, expected equal types")
         mask = backwards = None
         if lengths is not None:
             time = torch.arange(x.shape[0], device=x.device)
@@ -250,6 +261,15 @@ def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:
     return x.gather(0, backwards.unsqueeze(-1).expand_as(x))
 
 
+def resolve_backend(name: str) -> str:
+    """The backend behind a name; "auto" is the first. Raises `CellError`."""
+    if name == "auto":
+        return next(iter(BACKENDS))
+    if name not in BACKENDS:
+        raise CellError(f"no backend named {name!r}, expected one of auto, {', '.join(BACKENDS)}")
+    return name
+
+
 def compile(
     cell: CellGraph | str | Path,
     input_size: int,
@@ -275,24 +295,17 @@ def compile(
 
     if not isinstance(cell, CellGraph):
         cell = load(cell)
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-        raise CellError(f"num_layers is {num_layers!r}, expected a whole number of at least 1")
     if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
         raise CellError(f"dropout is {dropout!r}, expected a number from 0 up to, not including, 1")
-    if backend != "auto" and backend not in BACKENDS:
-        raise CellError(
-            f"no backend named {backend!r}, expected one of auto, {', '.join(BACKENDS)}"
-        )
-    backend = next(iter(BACKENDS)) if backend == "auto" else backend
     return CellLayer(
         cell,
-        input_size,
-        hidden_size,
-        num_layers,
+        whole("input_size", input_size),
+        whole("hidden_size", hidden_size),
+        whole("num_layers", num_layers),
         batch_first,
         dropout,
         bidirectional,
-        backend,
+        resolve_backend(backend),
         widths,
         device,
         dtype,

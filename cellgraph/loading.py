@@ -36,9 +36,9 @@ def _from_file(path: Path) -> CellGraph:
             raise CellError(
                 f"{path} is too large for a cell, expected at most {MAX_TEXT} characters"
             )
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise CellError(f"{path} is not text, expected notation in UTF-8") from None
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeError:  # also of a path that no file system can have
+        raise CellError(f"{str(path)!r} is not text, expected notation in UTF-8") from None
     except OSError as error:
         raise CellError(
             f"{path} cannot be read ({error.strerror}), expected a .cell file"

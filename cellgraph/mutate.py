@@ -9,8 +9,8 @@ Where the paper is silent or contradicts itself: a node gets a transformation wi
 probability p, drawn uniformly (its "1 to 3 transformations" is the alternative, `edits=(1, 3)`);
 the kind is drawn among those that can be applied to the node; a matrix product counts as an
 activation node (it is the paper's Linear) and the addition of its bias is part of it, so it is
-never turned into another elementwise op. In the paper every value has one width; here x has its
-own, so a Linear(a, x) with a diagonal, which needs a square matrix, gives no child when drawn on x.
+never turned into another elementwise op. In the paper every value has one width: a Linear(a, x) on
+x with a diagonal makes its matrix square, and with it x as wide as the cell.
 """
 
 from __future__ import annotations
@@ -235,8 +235,10 @@ def _change_activation(draft: _Draft, node: Node) -> _Draw | None:
 
 def _change_elementwise(draft: _Draft, node: Node) -> _Draw | None:
     """2. Another of multiply, add, subtract."""
-    if node.op not in OPS or OPS[node.op].arity != 2 or any(a.op == PARAM for a in node.args):
+    if node.op not in OPS or OPS[node.op].arity != 2:
         return None
+    if OPS[node.op].signs and any(a.op == PARAM for a in node.args):
+        return None  # a bias
     others = [op for op in ELEMENTWISE if op != node.op]
     return lambda rng: Node(rng.choice(others), node.args)
 
@@ -258,7 +260,10 @@ def _insert_activation(draft: _Draft, node: Node) -> _Draw | None:
 
 def _delete(draft: _Draft, node: Node) -> _Draw | None:
     """4. The node's only argument in its place, when it has one argument and one user."""
-    if not _is_activation(node) or use_counts(draft.roots)[node] != 1:
+    # The output of the layer is the next value of a state, seen from outside: no second user.
+    *nexts, output = draft.roots
+    uses = use_counts(nexts if output in nexts else draft.roots)
+    if not _is_activation(node) or uses[node] != 1:
         return None
     return lambda rng: node.args[-1]
 
@@ -277,12 +282,11 @@ def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
         return None
     nodes = draft.nodes()
     through = _depends_on_node(nodes, node)
+    fed = [n for n in nodes if any(a.op not in (PARAM, CONST) for a in n.args)]
 
     def draw(rng: random.Random) -> Node:
         # An ancestor of A that depends on the node itself would close a cycle.
-        elsewhere = [
-            n for n in _ancestors(rng.choice([n for n in nodes if _ancestors(n)])) if not through[n]
-        ]
+        elsewhere = [n for n in _ancestors(rng.choice(fed)) if not through[n]]
         return Node(rng.choice(ELEMENTWISE), (rng.choice(above), rng.choice(elsewhere)))
 
     return draw

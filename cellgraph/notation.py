@@ -18,7 +18,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cellgraph.errors import CellError
-from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Init, Node
+from cellgraph.graph import (
+    CONST,
+    INPUT,
+    LONGEST_NAME,
+    MATMUL,
+    PARAM,
+    RESERVED,
+    STATE,
+    CellGraph,
+    Init,
+    Node,
+)
 from cellgraph.ops import FUNCTIONS, INFIX
 from cellgraph.widths import WidthError, build
 
@@ -32,7 +43,6 @@ _TOKEN = re.compile(
     r"|(?P<sign>->|[-+*/@(),=:]))",
     re.ASCII,
 )
-_RESERVED = ("cell", "scalar", "init", "identity", "x")
 
 
 def parse(text: str) -> CellGraph:
@@ -98,6 +108,11 @@ class _Parser:
                 )
             kind = match.lastgroup
             tokens.append(_Token(kind, match[kind], number, match.start(kind)))
+            length = len(match[kind].rstrip("'"))
+            if kind == "name" and length > LONGEST_NAME:
+                raise self.error(
+                    f"a name of {length} characters, expected at most {LONGEST_NAME}", tokens[-1]
+                )
             at = match.end()
         return [*tokens, _Token("end", "end of line", number, len(line))]
 
@@ -131,7 +146,7 @@ class _Parser:
     def fresh(self, token: _Token, what: str) -> str:
         """A name that may still be given to something new."""
         name = token.text.rstrip("'")
-        if name in _RESERVED or name in FUNCTIONS:
+        if name in RESERVED or name in FUNCTIONS:
             raise self.error(
                 f"{name} is a word of the notation, expected another name for {what}", token
             )
@@ -372,7 +387,7 @@ class _Parser:
             return Node(INPUT, (), name)
         if name in self.states:
             return Node(STATE, (), name)
-        if name in FUNCTIONS or name in _RESERVED:
+        if name in FUNCTIONS or name in RESERVED:
             raise self.error(f"{name} is a word of the notation, expected a value", token)
         self.params.setdefault(name, token)
         return Node(PARAM, (), name)

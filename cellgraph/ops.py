@@ -103,10 +103,10 @@ _ROWS = (
     # torch's hardsigmoid, whose own backward multiplies by a sixth rounded to float32.
     Op("hard_sigmoid", lambda t, a: t.nn.functional.relu6(a + 3) / 6, ("step(a + 3) * step(3 - a) / 6",),
        "({0} <= -3 ? 0 : {0} >= 3 ? 1 : {0} / 6 + 0.5)", _function(r"\operatorname{{hs}}")),
-    Op("sign", lambda t, a: t.sign(a), ("0",), "(({0} > 0) - ({0} < 0))",
+    Op("sign", lambda t, a: t.sign(a), ("0",), "({0} > 0 ? 1.f : {0} < 0 ? -1.f : 0.f)",
        _function(r"\operatorname{{sign}}")),
     # The derivative of relu: 1 above zero, else 0 (torch's convention at zero itself).
-    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "({0} > 0)", _function(r"\mathbf{{1}}_{{>0}}")),
+    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "({0} > 0 ? 1.f : 0.f)", _function(r"\mathbf{{1}}_{{>0}}")),
 )
 # fmt: on
 

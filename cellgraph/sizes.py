@@ -3,12 +3,24 @@ a step."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from math import prod
 
 from cellgraph.errors import CellError
-from cellgraph.graph import CONST, MATMUL, CellGraph
+from cellgraph.graph import MATMUL, CellGraph
 from cellgraph.widths import node_widths
+
+
+def whole(label: str, value: object) -> int:
+    """A size as an int; NumPy's whole numbers are taken too. Raises `CellError` below 1."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise CellError(f"{label} is {value!r}, expected a whole number of at least 1")
+    return number
 
 
 def concrete_widths(
@@ -20,11 +32,9 @@ def concrete_widths(
     Raises `CellError` for sizes below 1, and for a declared width that is missing or unknown in
     `widths`.
     """
-    given = dict(widths or {})
-    for label, size in {"input_size": input_size, "hidden_size": hidden_size, **given}.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise CellError(f"{label} is {size!r}, expected a whole number of at least 1")
-    sizes = {"H": hidden_size}
+    given = {label: whole(label, size) for label, size in (widths or {}).items()}
+    input_size = whole("input_size", input_size)
+    sizes = {"H": whole("hidden_size", hidden_size)}
     for name in cell.widths[1:]:
         if name not in given:
             raise CellError(
@@ -54,7 +64,7 @@ def _over_layers(
     one: Callable[[dict[str, int], int], int],
 ) -> int:
     directions, total, entering = (2 if bidirectional else 1), 0, input_size
-    for _ in range(num_layers):
+    for _ in range(whole("num_layers", num_layers)):
         sizes = concrete_widths(cell, entering, hidden_size, widths)
         total += directions * one(sizes, entering)
         entering = directions * sizes[output_width(cell)]
@@ -99,7 +109,7 @@ def flops_per_step(
         for node in cell.nodes:
             if node.op == MATMUL:
                 total += 2 * prod(params[str(node.args[0].attr)].shape(sizes))
-            elif node.args and node.op != CONST:
+            elif node.args:
                 width = node_width[node]
                 total += sizes[width] if width else 1
         return total

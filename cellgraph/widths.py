@@ -23,9 +23,11 @@ from cellgraph.graph import (
     Node,
     Param,
     State,
+    is_name,
     topological,
 )
 
+MAX_NODES = 2000  # the key takes time quadratic in them: 4 s; a search stays below a hundred
 SCALAR, MATRIX = "1", "(matrix)"  # no widths; a text cannot declare these names
 
 
@@ -85,6 +87,10 @@ class _Widths:
                 node, f"a vector of width {a} meets one of width {b}, expected equal widths"
             )
 
+    def square(self, matrix: Node) -> None:
+        """A value on the diagonal makes rows and columns one width, be it that of x."""
+        self.unify(f"?{matrix.attr}.rows", f"?{matrix.attr}.cols", matrix)
+
     def _leaf(self, node: Node) -> str:
         label = str(node.attr)
         if node.op == INPUT:
@@ -128,11 +134,6 @@ class _Widths:
         identity = init is not None and init.kind == "identity"
         if node in self.matrices:
             rows, cols = self.resolve(f"?{label}.rows"), self.resolve(f"?{label}.cols")
-            if identity and rows != cols:
-                raise WidthError(
-                    node,
-                    f"init {label} = identity(…): {label} maps {cols} to {rows}, expected square",
-                )
             return Param(label, "matrix", rows, cols, init)
         if identity:
             raise WidthError(
@@ -160,8 +161,18 @@ def build(
     `CellError`.
     """
     inits = inits or {}
+    primed = [f"{label}'" for label, _, _ in states]
+    # `c'` is no name once c is no state.
+    names = tuple((n, node) for n, node in names if n in primed or not n.endswith("'"))
     order = topological([node for _, _, node in states] + [output])
+    _check_names(name, [s[0] for s in states], [s[1] for s in states], order, names)
+    if len(order) > MAX_NODES:
+        raise CellError(f"cell {name} has {len(order)} nodes, expected at most {MAX_NODES}")
     widths = _Widths(order, {label: width for label, width, _ in states}, frozenset(scalars))
+    for node in order:
+        init = inits.get(str(node.attr))
+        if node in widths.matrices and init is not None and init.kind == "identity":
+            widths.square(node)
     for label, width, node in states:
         if widths.of[node] in (SCALAR, MATRIX):
             raise WidthError(
@@ -182,6 +193,36 @@ def build(
         names=tuple((label, node) for label, node in names if node in alive),
         doc=doc,
     )
+
+
+def _check_names(
+    cell: str,
+    states: Sequence[str],
+    widths: Sequence[str],
+    order: Sequence[Node],
+    labels: Sequence[tuple[str, Node]],
+) -> None:
+    """Whoever builds a cell without its text must not get one that no text can say."""
+    params = [str(node.attr) for node in order if node.op == PARAM]
+    primed = [f"{state}'" for state in states]
+    named = {"cell": [cell], "state": states, "width": widths, "parameter": params}
+    named["value"] = [label for label, _ in labels if label not in primed]
+    for kind, given in named.items():
+        for name in given:
+            # A cell may be called like a function (`cell tanh(x, h)`); it is never read.
+            if not is_name(name) and not (
+                kind == "cell" and is_name(str(name) + "_") and isinstance(name, str)
+            ):
+                raise CellError(f"{name!r} names a {kind}, expected a name of the notation")
+    for name in [*states, *named["value"]]:
+        if [*states, *params].count(name) > (name in states):
+            raise CellError(f"{name} names two things in the cell, expected different names")
+    for name in named["value"]:
+        if name in states:
+            raise CellError(f"{name} names a state and a value, expected different names")
+    for node in order:
+        if node.op == INPUT and node.attr != "x":
+            raise CellError(f"input {node.attr!r}, expected x")
 
 
 def only_states(cell: CellGraph, keep: Container[str]) -> CellGraph:

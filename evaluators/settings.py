@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from evaluators.errors import DataError, unknown
@@ -158,10 +158,6 @@ class Grid:
         free = [index for index in range(len(self)) if index not in taken]
         return rng.sample(free, min(count, len(free)))
 
-    def with_params(self, *params: int) -> Grid:
-        """The same grid for other parameter budgets."""
-        return replace(self, params=params)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -229,9 +225,13 @@ def _from_dict(cls: type[Checked], kind: str, values: Mapping[str, Any]) -> Chec
 
 
 def _real(name: str, value: Any, kind: str = "setting") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{kind} {name} is {value!r}; expected a finite number")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{kind} {name} is {value!r:.40}; expected a finite number")
+    return number
 
 
 def _whole(name: str, value: Any, kind: str = "setting") -> None:

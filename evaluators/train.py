@@ -13,6 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 import cellgraph as cg
 from cellgraph import CellError, CellGraph
+from cellgraph.layer import resolve_backend
 from evaluators import tasks
 from evaluators.errors import DataError, unknown
 from evaluators.metrics import measure, scored, summed_loss, uniform_loss
@@ -37,7 +39,7 @@ CLOCK_EVERY = 8  #: steps between looks at the wall clock
 
 
 def evaluate(
-    cell: CellGraph | str,
+    cell: CellGraph | str | Path,
     task: Task | str,
     settings: Settings | Mapping[str, Any] | Sequence[Settings | Mapping[str, Any]],
     budget: Budget | int,
@@ -69,10 +71,10 @@ def evaluate(
         test     if asked for and status is ok: on the test split, of the best parameters
         cost     steps, seconds, hidden_size, parameters, flops_per_step (forward, one batch row)
 
-    Raises for wrong arguments only: `CellError` for text that is no cell, `DataError` for unknown
-    tasks, settings, budgets and splits, and for missing data.
+    Raises for wrong arguments only: `CellError` for text that is no cell and unknown backends,
+    `DataError` for unknown tasks, settings, budgets and splits, and for missing data.
     """
-    cell = _as_cell(cell)
+    cell, backend = _as_cell(cell), resolve_backend(backend)
     task = tasks.create(task) if isinstance(task, str) else task
     budget = Budget.of(budget)
     if isinstance(settings, (Settings, Mapping)):
@@ -102,10 +104,10 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _as_cell(cell: CellGraph | str) -> CellGraph:
-    if isinstance(cell, str):
-        return cg.parse(cell) if "\n" in cell else cg.load(cell)
-    return cell
+def _as_cell(cell: CellGraph | str | Path) -> CellGraph:
+    if isinstance(cell, CellGraph):
+        return cell
+    return cg.parse(cell) if isinstance(cell, str) and "\n" in cell else cg.load(cell)
 
 
 def _evaluate(

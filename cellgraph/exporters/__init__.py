@@ -59,7 +59,7 @@ def export(
     The file appears complete or not at all. Raises `CellError` for an unknown format, a file that
     is there already (unless `overwrite`), and a path that cannot be written.
     """
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise CellError(
             f"no export format {format!r}{closest(str(format), FORMATS)}, "
             f"expected one of {', '.join(FORMATS)}"

@@ -54,7 +54,7 @@ class _Writer:
         self.rows = {p.name: p.rows for p in cell.params}
         self.params = {slot: name for name, slot in schedule.params}
         self.consts = {slot: format_number(value) for value, slot in schedule.consts}
-        self.taken = Names(["self", "torch", "nn", "outputs", "x"])
+        self.taken = Names(["self", "torch", "nn", "outputs", "x", "_"])
         self.constants: dict[str, str] = {}  # numbers that must be tensors: text -> local name
         self.weights: dict[Product, str] = {}  # stacked matrices …
         self.sizes: dict[Product, str] = {}  # … and their rows, where they differ

@@ -99,7 +99,7 @@ def info(name: str) -> Info:
 
 def _resolve(name: str) -> str:
     known = _by_name()
-    plain = name.lower().replace("-", "_")
+    plain = str(name).lower().replace("-", "_")
     if plain not in known:
         raise CellError(
             f"no cell named {name!r}{closest(plain, known)}, expected one of {', '.join(names())}"

@@ -8,14 +8,15 @@ pickled. Must not live here: formats, addresses, directories (the other files of
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.data import chorales, rolls, text
 from evaluators.data.catalogue import BUNDLES, DATA_SETS, DataSet, find
+from evaluators.data.check import check
 from evaluators.data.fetch import fetch
 from evaluators.data.places import locate, path
 from evaluators.errors import DataError
@@ -24,7 +25,6 @@ __all__ = ["checksum", "fetch", "forget", "install", "load", "names", "path", "s
 
 Arrays = dict[str, NDArray[Any]]
 
-_SPLITS = ("train", "valid", "test")
 _HELD: dict[str, Arrays] = {}
 _SUMS: dict[str, str] = {}
 
@@ -53,8 +53,8 @@ def load(name: str) -> Arrays:
 
     Raises DataError for an unknown name, and for missing or damaged files.
     """
+    entry = find(name)
     if name not in _HELD:
-        entry = find(name)
         install(name, _READERS[name](entry))
     return dict(_HELD[name])
 
@@ -65,7 +65,7 @@ def install(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     The arrays are not copied: those that Ray keeps in shared memory stay there.
     """
     entry = find(name)
-    _check(entry, arrays)
+    check(entry, arrays)
     views = {key: value.view() for key, value in arrays.items()}
     for view in views.values():
         view.flags.writeable = False  # one process, one copy: nobody may change it for the others
@@ -81,8 +81,8 @@ def forget() -> None:
 
 def checksum(name: str) -> str:
     """SHA-256 over all arrays but `source`: that of the data, whatever file they are from."""
+    arrays = load(name)
     if name not in _SUMS:
-        arrays = load(name)
         digest = hashlib.sha256()
         for key in sorted(arrays.keys() - {"source"}):
             array = arrays[key]
@@ -138,28 +138,5 @@ def _where(entry: DataSet) -> str:
         return text.topics_file()
     if entry.name == "chorales":
         cached = chorales.cache_file()
-        return str(cached if cached.is_file() else chorales.scores()[0].parent)
+        return str(cached if os.path.isfile(cached) else chorales.scores()[0].parent)
     return ", ".join(str(file) for file in locate(entry))
-
-
-def _check(entry: DataSet, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Arrays of the right names, kinds and ranges, so that no task trips over them later."""
-    extra = ["vocab"] if entry.kind == "text" else [f"{split}_lengths" for split in _SPLITS]
-    for key in (*_SPLITS, *extra, "source"):
-        if not isinstance(arrays.get(key), np.ndarray):
-            raise DataError(f"data set {entry.name} lacks the array {key!r}")
-    for split in _SPLITS:
-        array = arrays[split]
-        if entry.kind == "text":
-            if array.dtype.kind != "i" or array.ndim != 1 or len(array) < 2:
-                raise DataError(f"data set {entry.name}: {split} is not a list of token numbers")
-            if array.min() < 0 or array.max() >= len(arrays["vocab"]):
-                raise DataError(f"data set {entry.name}: {split} goes beyond its vocabulary")
-            continue
-        lengths = arrays[f"{split}_lengths"]
-        if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != rolls.NOTES:
-            raise DataError(f"data set {entry.name}: {split} is not (frames, {rolls.NOTES}) uint8")
-        if len(lengths) == 0 or lengths.min() < 2 or lengths.sum() != len(array):
-            raise DataError(f"data set {entry.name}: {split}_lengths do not add up to {split}")
-        if array.max() > 1:
-            raise DataError(f"data set {entry.name}: {split} holds values other than 0 and 1")

@@ -175,7 +175,7 @@ DATA_SETS: dict[str, DataSet] = {
 
 def find(name: str) -> DataSet:
     """The entry of a data set; DataError, naming the nearest, for any other word."""
-    entry = DATA_SETS.get(name)
+    entry = DATA_SETS.get(name) if isinstance(name, str) else None
     if entry is None:
         raise unknown("data set", name, DATA_SETS)
     return entry
@@ -183,9 +183,9 @@ def find(name: str) -> DataSet:
 
 def bundle(name: str) -> tuple[str, tuple[RemoteFile, ...]]:
     """The bundle of that name, or the one behind a data set of that name; DataError otherwise."""
-    if name in BUNDLES:
+    if isinstance(name, str) and name in BUNDLES:
         return name, BUNDLES[name]
-    entry = DATA_SETS.get(name)
+    entry = DATA_SETS.get(name) if isinstance(name, str) else None
     if entry is None:
         raise unknown("data to fetch", name, BUNDLES)
     if entry.bundle is None:

@@ -34,6 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.data import places, rolls
+from evaluators.data.catalogue import find
+from evaluators.data.check import check
 from evaluators.errors import DataError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -145,16 +147,18 @@ def cache_file() -> Path:
 
 
 def load() -> Arrays:
-    """The arrays from the cache, or built and put there; an unreadable cache is built anew.
+    """The arrays from the cache, or built and put there; an unreadable or unfit one is built anew.
 
     A cache directory that cannot be written costs a line on standard error and the next run's time.
     """
     file = cache_file()
-    if file.is_file():
+    # Unlike Path.is_file it says no where one may not look: then there is no cache to use.
+    if os.path.isfile(file):
         try:
             # numpy leaks a file it opened itself and then cannot read.
             with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
                 arrays = {key: stored[key] for key in stored.files}
+            check(find("chorales"), arrays)
             if arrays.keys() == _ARRAYS:
                 return arrays
             problem = "it holds other arrays"

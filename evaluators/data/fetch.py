@@ -51,7 +51,7 @@ def fetch(
     if destination is None:
         root = places.data_directory() or places.cache_directory()
     else:
-        root = Path(destination).expanduser()
+        root = places.expanded("the destination", destination)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE) or None
     return [_fetch_one(file, root, mirror, progress) for file in files]
 
@@ -82,9 +82,12 @@ def _fetch_one(file: RemoteFile, root: Path, mirror: str | None, progress: Progr
 
 
 def _is_right(target: Path, file: RemoteFile) -> bool:
-    if not target.is_file() or target.stat().st_size != file.size:
+    try:
+        if not target.is_file() or target.stat().st_size != file.size:
+            return False
+        return hashlib.sha256(target.read_bytes()).hexdigest() == file.sha256
+    except OSError:  # it can perhaps be replaced; if not, writing says why
         return False
-    return hashlib.sha256(target.read_bytes()).hexdigest() == file.sha256
 
 
 def _download(address: str, file: RemoteFile, out: IO[bytes], progress: Progress | None) -> None:

@@ -19,19 +19,35 @@ CACHE_VARIABLE = "CELLSEARCH_CACHE"
 def data_directory() -> Path | None:
     """The directory that $CELLSEARCH_DATA names, whether or not it exists; None when unset."""
     named = os.environ.get(DATA_VARIABLE)
-    return Path(named).expanduser() if named else None
+    return expanded(f"${DATA_VARIABLE}", named) if named else None
 
 
 def cache_directory() -> Path:
     """$CELLSEARCH_CACHE, else $XDG_CACHE_HOME/cellsearch, else ~/.cache/cellsearch."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return expanded(f"${CACHE_VARIABLE}", named)
     # The XDG specification: a relative path there is invalid and to be ignored.
-    shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    shared = expanded("$XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if not shared.is_absolute():
-        shared = Path("~/.cache").expanduser()
+        shared = expanded("the cache", "~/.cache")
     return shared / "cellsearch"
+
+
+def expanded(what: str, named: Path | str) -> Path:
+    """A directory with ~ and ~user replaced; DataError, which begins with `what`, if it cannot."""
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{what}: there is no home directory for {str(named)!r}") from error
+
+
+def read(file: Path) -> bytes:
+    """All bytes of a file; DataError, naming it, when it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def path() -> dict[str, Path | None]:
@@ -42,11 +58,18 @@ def path() -> dict[str, Path | None]:
 def locate(entry: DataSet) -> list[Path]:
     """The files to read a data set from: all of a text's, or the first there is of a roll's.
 
-    Raises DataError saying what is missing, where it was looked for and how to get it.
+    Raises DataError saying what is missing, where it was looked for and how to get it, or which
+    directory cannot be searched.
     """
-    directories = [directory for directory in path().values() if directory is not None]
-    for directory in directories:
-        here = [directory / name for name in entry.files if (directory / name).is_file()]
+    for label, directory in path().items():
+        if directory is None:
+            continue
+        try:
+            here = [directory / name for name in entry.files if (directory / name).is_file()]
+        except OSError as error:  # no permission, or a name longer than the system takes
+            raise DataError(
+                f"{entry.name}: cannot search {label} ({error.strerror}): {directory}"
+            ) from error
         if entry.kind == "roll" and here:
             return here[:1]
         if entry.kind == "text" and len(here) == len(entry.files):

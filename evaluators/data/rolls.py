@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.data import places
 from evaluators.errors import DataError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -29,8 +31,8 @@ NOTES = HIGHEST - LOWEST + 1
 SPLITS = ("train", "valid", "test")
 _MAT_KEYS = {"train": "traindata", "valid": "validdata", "test": "testdata"}
 
-# A pickle of 1 MB can repeat one list 10^15 times by reference; the largest real set, Nottingham,
-# has 266,537 frames.
+# A pickle of 1 MB can repeat one list 10^15 times by reference, and a compressed .mat unfolds a
+# thousandfold; the largest real set, Nottingham, has 266,537 frames.
 MOST_FRAMES = 5_000_000
 
 
@@ -39,7 +41,7 @@ def read(path: Path) -> Arrays:
 
     Raises DataError, naming the file and the place in it, for anything that is not a piano roll.
     """
-    raw = path.read_bytes()
+    raw = places.read(path)
     splits = _from_mat(path, raw) if path.suffix == ".mat" else _from_pickle(path, raw)
     arrays = {key: value for split in SPLITS for key, value in joined(split, splits[split])}
     arrays["source"] = np.array([f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"])
@@ -58,10 +60,15 @@ def roll(frames: Sequence[Sequence[int]], where: str) -> Frames:
     for index, notes in enumerate(frames):
         for note in notes:
             if isinstance(note, bool) or not isinstance(note, int):
-                raise DataError(f"{where}, frame {index}: {note!r} is not a MIDI number")
+                # Its type, not its value: a list can be nested so that it never ends printing.
+                kind = type(note).__name__
+                raise DataError(f"{where}, frame {index}: {kind} is not a MIDI number")
             if not LOWEST <= note <= HIGHEST:
+                # Python refuses to print thousands of digits.
+                bits = note.bit_length()
+                number = str(note) if bits <= 64 else f"of {bits} bits"
                 raise DataError(
-                    f"{where}, frame {index}: note {note} is not on a piano ({LOWEST}-{HIGHEST})"
+                    f"{where}, frame {index}: note {number} is not on a piano ({LOWEST}-{HIGHEST})"
                 )
             table[index, note - LOWEST] = 1
     return table
@@ -76,10 +83,14 @@ def _from_mat(path: Path, raw: bytes) -> dict[str, list[Frames]]:
     except Exception as error:  # scipy raises whatever its parser trips over in a damaged file
         raise DataError(f"{path}: not a readable .mat file ({error})") from error
     splits = {}
+    total = 0
     for split, key in _MAT_KEYS.items():
         cells = content.get(key)
         if not isinstance(cells, np.ndarray) or cells.dtype != object or cells.size == 0:
             raise DataError(f"{path}: expected a cell array {key!r} of piano rolls")
+        total += sum(np.size(piece) for piece in cells.ravel())
+        if total > MOST_FRAMES * NOTES:
+            raise DataError(f"{path}: more than {MOST_FRAMES} frames")
         splits[split] = [
             _checked(piece, f"{path}, {key} {i}") for i, piece in enumerate(cells.ravel())
         ]
@@ -104,12 +115,27 @@ class _PlainData(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which piano rolls do not need")
 
 
+def _check_memo(raw: bytes) -> None:
+    """Refuses numbers of remembered objects that no pickle of this length needs.
+
+    The unpickler keeps what it remembers in a table as long as twice the highest number, so that a
+    pickle of 9 bytes can ask for gigabytes.
+    """
+    for opcode, number, _ in pickletools.genops(raw):
+        remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if remembers and isinstance(number, int) and number >= len(raw):
+            raise pickle.UnpicklingError("it numbers more objects than it can hold")
+
+
 def _from_pickle(path: Path, raw: bytes) -> dict[str, list[Frames]]:
     try:
+        _check_memo(raw)
         # latin1: Python 2 wrote these files, and its strings are bytes.
         content = _PlainData(io.BytesIO(raw), encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises nearly anything, IndexError to MemoryError
-        raise DataError(f"{path}: refused as a pickle of plain lists ({error})") from error
+        # The error may quote the file, line breaks, megabytes and all.
+        reason = " ".join(str(error)[:200].split())
+        raise DataError(f"{path}: refused as a pickle of plain lists ({reason})") from error
     if not isinstance(content, dict) or any(split not in content for split in SPLITS):
         raise DataError(f"{path}: expected a dict with the keys {', '.join(SPLITS)}")
     splits: dict[str, list[Frames]] = {}

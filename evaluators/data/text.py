@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.data import places
 from evaluators.errors import DataError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -25,6 +26,9 @@ UNKNOWN = "<unk>"  # Penn Treebank's own word for the words beyond its 10,000
 END = "<eos>"
 OTHER = "\N{REPLACEMENT CHARACTER}"  # stands for all characters that pydoc_char does not tell apart
 SPLITS = ("train", "valid", "test")
+
+# The vocabulary is an array as wide as its longest word: one of 1 MB would take 4 MB for each.
+LONGEST_WORD = 1000
 
 
 def treebank(paths: Sequence[Path], by: str) -> Arrays:
@@ -37,13 +41,18 @@ def treebank(paths: Sequence[Path], by: str) -> Arrays:
     texts: dict[str, list[str]] = {}
     sources = []
     for split, path in zip(SPLITS, paths, strict=True):
-        raw = path.read_bytes()
+        raw = places.read(path)
         sources.append(f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}")
         try:
             lines = [line.split() for line in raw.decode("utf-8").splitlines()]
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not a UTF-8 text ({error})") from error
         if by == "word":
+            longest = max((len(word) for line in lines for word in line), default=0)
+            if longest > LONGEST_WORD:
+                raise DataError(
+                    f"{path}: a word of {longest} characters, where {LONGEST_WORD} is the most"
+                )
             texts[split] = [word for line in lines for word in (*line, END)]
         else:
             texts[split] = list("".join(" ".join(line) + "\n" for line in lines))

@@ -50,7 +50,7 @@ def names() -> list[str]:
 
 def task_class(name: str) -> type[Task]:
     """The class behind a name or an alias; DataError, naming the nearest, for any other word."""
-    found = _TASKS.get(ALIASES.get(name, name))
+    found = _TASKS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
         raise unknown("task", name, [*_TASKS, *ALIASES])
     return found

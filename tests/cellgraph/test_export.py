@@ -350,7 +350,12 @@ def test_names_that_are_no_names_never_reach_a_file(tmp_path: Path) -> None:
     evil = "b\n    import os  #"
     for name, param in [("a", evil), (evil, "b")]:
         value = Node("tanh", (Node("add", (Node("add", (h, x)), Node("param", (), param))),))
-        cell = cg.build(name, [("h", "H", value)], value)
+        with pytest.raises(cg.CellError, match="expected a name of the notation"):
+            cg.build(name, [("h", "H", value)], value)
+        state = cg.State("h", "H", value)
+        cell = cg.CellGraph(
+            name, ("x",), (state,), (value,), (cg.Param(param, "vector", "H", None),)
+        )
         for kind in exporters.FORMATS:
             with pytest.raises(cg.CellError):
                 cg.export(cell, tmp_path / "a.py", kind)

@@ -97,8 +97,11 @@ MALFORMED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "an unknown op": (with_data(5, op="eval"), "unknown op 'eval', expected one of add, sub"),
     "an op that is a list": (with_data(5, op=["tanh"]), "the graph of the cell is malformed"),
-    "an attribute that is a list": (with_data(3, attr=["h"]), "the graph of the cell is malformed"),
-    "an attribute of an op": (with_data(5, attr="h"), UNWRITTEN),
+    "an attribute that is a list": (
+        with_data(3, attr=["h"]),
+        "expected a name, and on leaves alone",
+    ),
+    "an attribute of an op": (with_data(5, attr="h"), "expected a name, and on leaves alone"),
     "no name": (without("name"), "the graph of the cell lacks 'name', expected"),
     "no states": (without("states"), "the graph of the cell lacks 'states', expected"),
     "no output": (without("output"), "the graph of the cell lacks 'output', expected"),
@@ -111,12 +114,11 @@ MALFORMED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a start of an unknown kind": (with_about("inits", {"W": ("eye", 1.0)}), UNWRITTEN),
     "a start that is no number": (
         with_about("inits", {"W": ("constant", "1; x")}),
-        "the graph of the cell is malformed",
+        "number '1; x' in a cell",
     ),
-    "a start that is infinite": (with_about("inits", {"W": ("constant", float("inf"))}), UNWRITTEN),
-    "a matrix that is not square": (
-        with_about("inits", {"W": ("identity", 1.0)}),
-        "init W = ident",
+    "a start that is infinite": (
+        with_about("inits", {"W": ("constant", float("inf"))}),
+        "number inf in a cell",
     ),
     "the left of @ is no parameter": (
         with_data(0, op="state", attr="h"),
@@ -126,14 +128,26 @@ MALFORMED: dict[str, tuple[Callable[[Any], Any], str]] = {
         with_data(3, op="param", attr="W"),
         "W is a matrix elsewhere in the cell",
     ),
-    "an input of another name": (with_data(1, attr="y"), UNWRITTEN),
-    "a name with a space": (with_data(0, attr="W W"), UNWRITTEN),
-    "a name with code": (with_data(0, attr="W\n    import os"), UNWRITTEN),
-    "a name that is a function": (with_data(0, attr="tanh"), UNWRITTEN),
-    "a name that is a state": (with_data(0, attr="h"), UNWRITTEN),
-    "a name that is a number": (with_data(0, attr=3), UNWRITTEN),
-    "a cell's name with code": (with_about("name", "a(x)\nimport os"), UNWRITTEN),
-    "a cell's name that is none": (with_about("name", None), UNWRITTEN),
+    "an input of another name": (with_data(1, attr="y"), "input 'y', expected x"),
+    "a name with a space": (with_data(0, attr="W W"), "names a parameter, expected a name of"),
+    "a name with code": (
+        with_data(0, attr="W\n    import os"),
+        "names a parameter, expected a name of",
+    ),
+    "a name that is a function": (
+        with_data(0, attr="tanh"),
+        "names a parameter, expected a name of",
+    ),
+    "a name that is a state": (with_data(0, attr="h"), "h names two things in the cell"),
+    "a name that is a number": (with_data(0, attr=3), "expected a name, and on leaves alone"),
+    "a cell's name with code": (
+        with_about("name", "a(x)\nimport os"),
+        "names a cell, expected a name of",
+    ),
+    "a cell's name that is none": (
+        with_about("name", None),
+        "None names a cell, expected a name of",
+    ),
 }
 
 

@@ -84,7 +84,7 @@ BAD_INPUTS: list[tuple[Any, Any, str]] = [
     (
         pack_sequence([torch.zeros(2, 4)]),
         None,
-        "the packed x has width 4, expected 3",
+        "the packed x has shape (2, 1, 4), expected (time, batch, 3)",
     ),
 ]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cellgraph import CellError, CellGraph, parse
 from cellgraph.graph import STATE, Node
 from cellgraph.notation import MAX_DEPTH, MAX_TEXT
-from cellgraph.widths import build
+from cellgraph.widths import MAX_NODES, build
 from tests.strategies import assert_round_trip, cells
 
 quick = settings(max_examples=60, deadline=None)
@@ -229,8 +229,8 @@ cell c(x, h, k); h' = §U @ h; k' = U
     the next value of k is not a vector, expected width H
 cell c(x, h) -> y; y = §2; h' = h
     the output is not a vector, expected one
-cell c(x, h); h' = §W @ x; init W = identity(1)
-    init W = identity(…): W maps X to H, expected square
+cell c(x, h, r: P); h' = W §@ r; r' = x; init W = identity(1)
+    a vector of width P meets one of width H, expected equal widths
 cell c(x, h); h' = h * §b; init b = identity(1)
     init b = identity(…): b is not a matrix, expected a number
 """
@@ -344,16 +344,21 @@ def test_a_graph_nested_deeper_than_the_notation_prints_in_lines() -> None:
     ids=["minus", "matrices", "sum", "parameters", "both", "numbers"],
 )
 def test_long_chains(right: str) -> None:
-    cell = one_line(right)
-    assert len(cell.nodes) >= 5_000
+    """Read in linear time and without recursion, then refused for their number of nodes."""
+    with pytest.raises(CellError, match=rf"has \d+ nodes, expected at most {MAX_NODES}"):
+        one_line(right)
+    words = right.split(" ")
+    few = " ".join(words[-1401:]) if len(words) > 1 else right[-1401:]
+    cell = one_line(few)
+    assert 700 <= len(cell.nodes) <= MAX_NODES
     assert_round_trip(cell)
 
 
 def test_many_lines_with_exponentially_many_paths() -> None:
-    """Each line uses the one above twice: 2^2000 paths, and 2000 nodes."""
-    lines = [f"a{i + 1} = a{i} * a{i} + a{i}" for i in range(2000)]
-    cell = parse("cell paths(x, h)\na0 = tanh(h)\n" + "\n".join(lines) + "\nh' = a2000")
-    assert len(cell.nodes) == 2 + 2 * 2000
+    """Each line uses the one above thrice: 3^900 paths, and 1,802 nodes."""
+    lines = [f"a{i + 1} = a{i} * a{i} + a{i}" for i in range(900)]
+    cell = parse("cell paths(x, h)\na0 = tanh(h)\n" + "\n".join(lines) + "\nh' = a900")
+    assert len(cell.nodes) == 2 + 2 * 900
     assert_round_trip(cell)
     assert repr(cell) == f"parse({str(cell)!r})"
     assert repr(cell.states[0].next) == "add(mul, add)"
@@ -368,7 +373,9 @@ def test_huge_text() -> None:
     assert parse(filled + "#" * (MAX_TEXT - len(filled))).name == "c"
     with pytest.raises(CellError, match="number inf"):
         one_line("h * " + "9" * 100_000)
-    long = "a" * 60_000
+    with pytest.raises(CellError, match="a name of 60000 characters, expected at most 100"):
+        one_line("a" * 60_000 + " * h")
+    long = "a" * 99
     assert_round_trip(one_line(f"{long} * h"))
     with pytest.raises(CellError, match=r"line 3: a+b is not a state"):
         parse(f"cell c(x, {long})\n {long}' = x\n {long}b' = x")

@@ -117,6 +117,7 @@ def test_1_what_is_no_activation_stays(op: str) -> None:
         ("s - h", ["s * h", "s + h"]),
         ("s / h", ["s * h", "s + h", "s - h"]),
         ("max(s, h)", ["s * h", "s + h", "s - h"]),
+        ("p * s", ["p + s", "p - s"]),
     ],
 )
 def test_2_an_elementwise_op_becomes_another(old: str, new: list[str]) -> None:
@@ -125,7 +126,7 @@ def test_2_an_elementwise_op_becomes_another(old: str, new: list[str]) -> None:
     assert found == keys_of(text, *new)
 
 
-@pytest.mark.parametrize("other", ["s + b", "b * s", "tanh(s)"])
+@pytest.mark.parametrize("other", ["s + b", "b - s", "tanh(s)"])
 def test_2_neither_biases_nor_activations_are_touched(other: str) -> None:
     text = f"{SUM} a = {other}\n h' = tanh(a)"
     assert outcomes(module._change_elementwise, text, "a") is None
@@ -440,4 +441,4 @@ def test_children_depend_on_the_seed_alone() -> None:
 def test_lines_of_descent_are_pinned() -> None:
     """A change here changes what finished runs would find if they were run again."""
     text = "".join(str(child) for child in generations(12, "lstm", 7))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "9f1505933fa146ac"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "6afd9ccc82cfefa5"

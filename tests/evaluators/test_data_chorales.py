@@ -196,7 +196,7 @@ def test_the_scores_are_read_once(cache: Path, few: list[list[Path]]) -> None:
     assert ", 12 scores sha256:" in first["data"]["source"][0]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "another", "pickled"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "another", "more", "pickled"])
 def test_a_damaged_cache_is_built_anew(
     cache: Path, few: list[list[Path]], damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +215,9 @@ def test_a_damaged_cache_is_built_anew(
     elif damage == "another":
         with file.open("wb") as out:
             np.savez(out, train=good["train"])
+    elif damage == "more":
+        with file.open("wb") as out:
+            np.savez(out, **good, alto=good["train"])  # type: ignore[arg-type]
     else:
         with file.open("wb") as out:
             np.savez(out, **{**good, "source": np.array([{"an": "object"}], object)})  # type: ignore[arg-type]
@@ -227,6 +230,36 @@ def test_a_damaged_cache_is_built_anew(
     assert chorales.load().keys() == good.keys()
     assert capsys.readouterr().err == ""
     assert [entry.name for entry in cache.iterdir()] == [file.name], "no temporary file is left"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train_lengths": np.array([2.0, 2.0])},
+        {"train_lengths": np.array("2")},
+        {"valid_lengths": np.array([2**62] * 4 + [4])},
+        {"source": np.array("x")},
+        {"train": np.zeros((4, 88), np.float32)},
+        {"test": np.zeros((4, 87), np.uint8)},
+    ],
+)
+def test_a_cache_of_unfit_arrays_is_built_anew(
+    cache: Path,
+    few: list[list[Path]],
+    changed: dict[str, np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = chorales.load()
+    with chorales.cache_file().open("wb") as out:
+        np.savez(out, **{**good, **changed})  # type: ignore[arg-type]
+    again = data.load("chorales")
+    assert len(few) == 2
+    assert all((again[key] == good[key]).all() for key in good)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"is damaged (data set chorales: {next(iter(changed))}" in said
+    assert chorales.load().keys() == good.keys()
+    assert len(few) == 2, "what was built took the place of what was damaged"
 
 
 def test_a_cache_that_cannot_be_written_costs_one_line(

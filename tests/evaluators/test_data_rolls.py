@@ -154,6 +154,75 @@ def test_a_few_bytes_that_unfold_to_a_billion_frames_are_refused(
         data.load("nottingham")
 
 
+def test_a_note_that_would_never_end_printing_is_refused(folder: Path) -> None:
+    note: list[Any] = []
+    for _ in range(60):
+        note = [note, note]
+    raw = pickle.dumps({**NOTES, "valid": [[(60,), (note,)]]}, 2)
+    assert len(raw) < 1000
+    (folder / "Nottingham.pickle").write_bytes(raw)
+    with pytest.raises(DataError, match="valid 0, frame 1: list is not a MIDI number"):
+        data.load("nottingham")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"]r" + (1 << 27).to_bytes(4, "little") + b".",
+        b"]q\xff.",
+        b"]p134217728\n.",
+    ],
+)
+def test_a_pickle_that_numbers_more_objects_than_it_holds_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, raw: bytes
+) -> None:
+    def unpickle(*args: object, **kwargs: object) -> None:
+        pytest.fail("the table of remembered objects was about to be made")
+
+    monkeypatch.setattr(rolls, "_PlainData", unpickle)
+    (folder / "Nottingham.pickle").write_bytes(raw)
+    with pytest.raises(DataError, match="numbers more objects than it can hold"):
+        data.load("nottingham")
+
+
+def test_the_reason_for_a_refusal_does_not_quote_the_file(folder: Path) -> None:
+    name = "a\n" * 100_000
+    raw = b"\x80\x04X" + len(name).to_bytes(4, "little") + name.encode() + b"\x8c\x01b\x93."
+    for hostile in (raw, b"S" + b"x" * 200_000 + b"\n."):
+        (folder / "Nottingham.pickle").write_bytes(hostile)
+        with pytest.raises(DataError, match="refused as a pickle of plain lists") as raised:
+            data.load("nottingham")
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 1000
+
+
+def test_a_mat_file_that_unfolds_to_too_many_frames_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all splits, though no piece and no split has too many."""
+    monkeypatch.setattr(rolls, "MOST_FRAMES", 5000)
+    splits = {f"{split}data": cells([np.zeros((900, 88), np.uint8)] * 2) for split in NOTES}
+    scipy.io.savemat(folder / "Nottingham.mat", splits, do_compression=True)
+    assert (folder / "Nottingham.mat").stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"Nottingham\.mat: more than 5000 frames"):
+        data.load("nottingham")
+    monkeypatch.setattr(rolls, "MOST_FRAMES", 5400)
+    assert len(data.load("nottingham")["train"]) == 1800
+
+
+@pytest.mark.parametrize("name", ["Nottingham.mat", "Nottingham.pickle"])
+def test_a_file_that_cannot_be_read_is_named(folder: Path, name: str) -> None:
+    # A regular file, says the system, and refuses to read it from its beginning.
+    (folder / name).symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=f"{name}: cannot be read") as raised:
+        data.load("nottingham")
+    assert "\n" not in str(raised.value)
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder)
+    with pytest.raises(DataError, match=f"{name}: cannot be read"):
+        rolls.read(folder / name)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -165,8 +234,12 @@ def test_a_few_bytes_that_unfold_to_a_billion_frames_are_refused(
         ({**NOTES, "valid": [[60, 62]]}, "valid 0, frame 0: expected a list of MIDI numbers"),
         ({**NOTES, "valid": [[(60,), (20,)]]}, r"frame 1: note 20 is not on a piano \(21-108\)"),
         ({**NOTES, "valid": [[(60,), (109,)]]}, "frame 1: note 109 is not on a piano"),
-        ({**NOTES, "valid": [[(60,), (60.5,)]]}, "frame 1: 60.5 is not a MIDI number"),
-        ({**NOTES, "valid": [[(60,), (True,)]]}, "frame 1: True is not a MIDI number"),
+        ({**NOTES, "valid": [[(60,), (60.5,)]]}, "frame 1: float is not a MIDI number"),
+        ({**NOTES, "valid": [[(60,), (True,)]]}, "frame 1: bool is not a MIDI number"),
+        (
+            {**NOTES, "valid": [[(60,), (10**5000,)]]},
+            r"frame 1: note of 16610 bits is not on a piano \(21-108\)",
+        ),
         ({**NOTES, "valid": [[(60,), (60,) * 89]]}, "frame 1: expected a list of MIDI numbers"),
     ],
 )

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,40 @@ def test_the_places_searched(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
     monkeypatch.setenv("HOME", str(here / "home"))
     assert places.cache_directory() == here / "home" / ".cache" / "cellsearch"
+
+
+@pytest.mark.parametrize("variable", ["CELLSEARCH_DATA", "CELLSEARCH_CACHE", "XDG_CACHE_HOME"])
+def test_the_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("CELLSEARCH_DATA")
+    monkeypatch.delenv("CELLSEARCH_CACHE")
+    monkeypatch.setenv(variable, "~nosuchuser/data")
+    message = rf"^\${variable}: there is no home directory for '~nosuchuser/data'$"
+    for use in (data.path, lambda: data.load("ptb_word"), lambda: data.fetch("ptb")):
+        with pytest.raises(DataError, match=message):
+            use()
+    row = data.names()["ptb_word"]
+    assert not row["available"]
+    assert variable in row["where"]
+    with pytest.raises(DataError, match=r"^the destination: there is no home directory"):
+        data.fetch("ptb", "~nosuchuser/data")
+
+
+@pytest.mark.parametrize("variable", ["CELLSEARCH_DATA", "CELLSEARCH_CACHE"])
+def test_a_directory_that_cannot_be_searched_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "/" + "x" * 5000)
+    label = "cache" if variable == "CELLSEARCH_CACHE" else rf"\${variable}"
+    for name in ("ptb_word", "jsb"):
+        with pytest.raises(DataError, match=rf"^{name}: cannot search {label} \(.*\): /x+$"):
+            data.load(name)
+    rows = data.names()
+    assert not rows["jsb"]["available"]
+    assert "cannot search" in rows["jsb"]["where"]
+    assert rows["chorales"]["available"], "its scores are read, with or without a cache"
+    monkeypatch.setenv("CELLSEARCH_DATA", "/" + "x" * 5000)
+    with pytest.raises(DataError, match=r"cannot write to .*; name another directory"):
+        data.fetch("ptb")
 
 
 @pytest.mark.parametrize("directory", ["data", "cache"])
@@ -132,6 +167,27 @@ def test_files_that_are_no_text_are_named(here: Path, content: bytes) -> None:
     (here / "data" / "ptb" / "ptb.valid.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"ptb\.valid\.txt: "):
         data.load("ptb_word")
+
+
+def test_a_text_that_cannot_be_read_is_named(here: Path) -> None:
+    write_treebank(here / "data", LINES)
+    file = here / "data" / "ptb" / "ptb.valid.txt"
+    file.unlink()
+    # A regular file, says the system, and refuses to read it from its beginning.
+    file.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"ptb\.valid\.txt: cannot be read") as raised:
+        data.load("ptb_word")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_word_that_would_widen_the_vocabulary_is_refused(here: Path) -> None:
+    write_treebank(here / "data", {**LINES, "train": "the cat " + "x" * 1001})
+    message = r"ptb\.train\.txt: a word of 1001 characters, where 1000 is the most$"
+    with pytest.raises(DataError, match=message):
+        data.load("ptb_word")
+    assert len(data.load("ptb_char")["train"]) == 1010, "by character there is nothing to widen"
+    (here / "data" / "ptb" / "ptb.train.txt").write_text("the cat " + "x" * 1000)
+    assert "x" * 1000 in data.load("ptb_word")["vocab"]
 
 
 REAL = places.data_directory()
@@ -242,6 +298,10 @@ def test_the_checksum_is_that_of_the_content() -> None:
         ({"test": np.array([0], np.int32)}, "test is not a list of token numbers"),
         ({"train": np.array([0.0, 1.0])}, "train is not a list of token numbers"),
         ({"vocab": None}, "lacks the array 'vocab'"),
+        ({"vocab": np.array([1, 2])}, "vocab is not a list of strings"),
+        ({"vocab": np.array("ab")}, "vocab is not a list of strings"),
+        ({"vocab": np.array([["a", "b"]])}, "vocab is not a list of strings"),
+        ({"source": np.array([b"x"])}, "source is not a list of strings"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], message: str) -> None:
@@ -257,6 +317,14 @@ def test_texts_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], messa
         ({"valid": np.full((5, 88), 2, np.uint8)}, "valid holds values other than 0 and 1"),
         ({"test_lengths": np.array([2, 2])}, "test_lengths do not add up"),
         ({"test_lengths": np.array([1, 4])}, "test_lengths do not add up"),
+        ({"test_lengths": np.array([], np.int64)}, "test_lengths do not add up"),
+        ({"test_lengths": np.array([-2, 7])}, "test_lengths do not add up"),
+        ({"test_lengths": np.array([2**62] * 4 + [5])}, "test_lengths do not add up"),
+        ({"test_lengths": np.array([2.0, 3.0])}, "test_lengths is not a list of whole numbers"),
+        ({"test_lengths": np.array(["2", "3"])}, "test_lengths is not a list of whole numbers"),
+        ({"test_lengths": np.array(5)}, "test_lengths is not a list of whole numbers"),
+        ({"test_lengths": np.array([[2, 3]])}, "test_lengths is not a list of whole numbers"),
+        ({"source": np.array("x")}, "source is not a list of strings"),
     ],
 )
 def test_rolls_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], message: str) -> None:
@@ -270,3 +338,14 @@ def test_unknown_data_sets_are_refused() -> None:
             use("jbs")
     with pytest.raises(DataError, match="unknown data set"):
         data.install("jbs", roll_arrays())
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 3])
+def test_names_that_are_no_strings_are_refused(name: Any) -> None:
+    for use in (data.load, data.checksum, data.source):
+        with pytest.raises(DataError, match="unknown data set: "):
+            use(name)
+    with pytest.raises(DataError, match="unknown data set: "):
+        data.install(name, roll_arrays())
+    with pytest.raises(DataError, match="unknown data to fetch: "):
+        data.fetch(name)

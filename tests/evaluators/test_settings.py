@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_missing_settings_are_named() -> None:
 
 def test_the_papers_grid() -> None:
     assert len(JOZEFOWICZ) == 840
-    assert len(JOZEFOWICZ.with_params(250_000, 1_000_000)) == 1680
+    assert len(replace(JOZEFOWICZ, params=(250_000, 1_000_000))) == 1680
     assert {settings.optimizer for settings in JOZEFOWICZ} == {"sgd"}
 
 
@@ -86,7 +87,7 @@ def test_indices_are_settings(grid: Grid) -> None:
 
 
 def test_the_last_list_turns_fastest() -> None:
-    grid = SMALL.with_params(500, 700)
+    grid = replace(SMALL, params=(500, 700))
     assert [grid[i].params for i in range(4)] == [500, 700, 500, 700]
     assert [grid[i].layers for i in range(4)] == [1, 1, 2, 2]
 
