@@ -1,0 +1,18 @@
+"""What all tests share: one thread each, and a processor that computes as Python expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# Several processes of tests share the cores, and small tensors gain nothing from threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """A run in this process (`--workers 0`) flushes them to zero, for good; hypothesis objects."""
+    yield
+    torch.set_flush_denormal(False)
