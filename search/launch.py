@@ -8,6 +8,7 @@ written before everything it needs is there.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -31,6 +32,7 @@ from search.journal import EventRow, Journal
 from search.loop import Loop, Observer
 from search.versions import installed
 
+CONFIG = "config.yaml"
 PACKAGES = ("cellsearch", "torch", "ray", "numpy", "networkx", "music21")
 
 
@@ -120,6 +122,8 @@ def resume(
         if workers is not None:
             ready = Plan(_with_workers(ready.config, workers), ready.stages, ready.seeds)
         executor = stack.enter_context(closing(_executor(ready, address)))
+        if not (directory / CONFIG).exists():  # killed just after the journal was made
+            _write_config(directory, ready.config, ready.environment())
         _carry(ready, journal, executor, watch, "resumed", address)
 
 
@@ -162,18 +166,28 @@ def _planned(journal: Journal, directory: Path) -> Plan:
     """The plan of an existing run; its data must still be those it started with."""
     try:
         config = Config.from_dict(json.loads(journal.meta["config"]), source=str(directory))
-        environment = json.loads(journal.meta["environment"])
-        seeds = json.loads(journal.meta["seeds"])
-    except (KeyError, json.JSONDecodeError) as error:
+        before = json.loads(journal.meta["environment"])["data"]
+        then = {name: _checksum(described) for name, described in before.items()}
+        seeds = [str(text) for text in json.loads(journal.meta["seeds"])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SearchError):
+            raise
         raise SearchError(
-            f"{directory}: its journal lacks {error}, expected a run of cellsearch"
+            f"{directory}: its journal does not describe a run ({error}), "
+            "expected one that cellsearch has launched"
         ) from None
+    if len(seeds) != len(config.search.seeds):
+        raise SearchError(
+            f"{directory}: its journal holds {len(seeds)} seed cells, "
+            f"expected {len(config.search.seeds)}"
+        )
     ready = plan(config, seeds)
     for name, described in ready.environment()["data"].items():
-        if _checksum(described) != _checksum(environment["data"].get(name)):
+        now = _checksum(described)
+        if now != then.get(name):
             raise SearchError(
                 f"{directory}: the data of task {name} are not those the run started with "
-                f"({_checksum(environment['data'].get(name))} then, {_checksum(described)} now)"
+                f"({then.get(name)} then, {now} now)"
             )
     return ready
 
@@ -226,7 +240,13 @@ def _write_config(directory: Path, config: Config, environment: Mapping[str, Any
     for name, described in environment["data"].items():
         lines.append(f"# data of {name}: {_checksum(described)}")
     text = "\n".join(lines) + "\n" + yaml.safe_dump(config.to_dict(), sort_keys=False)
-    (directory / "config.yaml").write_text(text, encoding="utf-8")
+    draft = directory / f"{CONFIG}.new"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, directory / CONFIG)  # all of it or nothing
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise SearchError(f"{directory / CONFIG}: cannot be written ({error.strerror})") from None
 
 
 def _checksum(described: Mapping[str, Any] | None) -> str:

@@ -135,6 +135,37 @@ def test_a_run_on_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture
     assert "data of task pydoc_char are not those" in complaint(capsys, "resume", str(run))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("environment", "[]"),
+        ("environment", '{"data": 5}'),
+        ("seeds", "5"),
+        ("seeds", "[]"),
+        ("seeds", '["cell", "nonsense"]'),
+        ("config", "{"),
+        ("config", '{"tasks": 5}'),
+    ],
+)
+def test_a_journal_that_describes_no_run(
+    key: str, value: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(run / "journal.sqlite") as database:
+        database.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+    database.close()
+    complaint(capsys, "resume", str(run), "--workers", "0")
+    complaint(capsys, "replay", str(run))
+
+
+def test_a_run_killed_before_its_configuration_was_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "config.yaml").read_text()
+    (run / "config.yaml").unlink()
+    answer(capsys, "resume", str(run), "--workers", "0")
+    assert (run / "config.yaml").read_text() == before
+
+
 def test_the_report_can_go_elsewhere(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
