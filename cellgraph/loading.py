@@ -32,6 +32,8 @@ def load(name: str | Path) -> CellGraph:
 
 def _from_file(path: Path) -> CellGraph:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise CellError(f"{path} is no ordinary file, expected a .cell file")
         if path.stat().st_size > 4 * MAX_TEXT:
             raise CellError(
                 f"{path} is too large for a cell, expected at most {MAX_TEXT} characters"

@@ -159,6 +159,17 @@ class Run:
 def read(directory: str | Path) -> Run:
     """The run in `directory` as it is now. Raises SearchError when it holds none."""
     directory = Path(directory)
+    try:
+        return _read(directory)
+    except (AttributeError, KeyError, TypeError) as error:
+        # Rows that are JSON, but not of the form that the search writes.
+        raise SearchError(
+            f"{directory}: its journal holds rows that cellsearch did not write "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _read(directory: Path) -> Run:
     with Journal.read(directory) as journal:
         meta = dict(journal.meta)
         candidates, units = tuple(journal.candidates()), tuple(journal.units())

@@ -152,4 +152,5 @@ class History:
             return
         worst = min(reversed(self.pool), key=self.score)
         if self.score(key) > self.score(worst):
-            self.pool[self.pool.index(worst)] = key
+            self.pool.remove(worst)
+            self.pool.append(key)

@@ -8,6 +8,7 @@ Heavy imports (torch, pandas, ray) happen inside the commands that need them.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = arguments.parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # equations and curves are not ASCII
     try:
         return _COMMANDS[options.command](options) or 0
     except (CellError, DataError, SearchError) as error:
@@ -41,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `cellsearch zoo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk behind standard output, a path that is too long
+        print(f"cellsearch: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("cellsearch: interrupted; nothing that was acknowledged is lost", file=sys.stderr)
         return 130
@@ -147,13 +153,13 @@ def _inspect(options: argparse.Namespace) -> None:
 
     target: str = options.target
     directory, colon, key = target.rpartition(":")
-    if Path(target).is_dir():
+    if os.path.isdir(target) and target not in cg.zoo.names():
         run = collect.read(target)
         if options.json:
             _print_json(tables.leaderboard_data(run, options.top))
         else:
             tables.leaderboard(run, options.top)
-    elif colon and Path(directory).is_dir():
+    elif colon and os.path.isdir(directory):
         run = collect.read(directory)
         if options.json:
             _print_json(tables.cell_data(run, key))
@@ -171,8 +177,10 @@ def _inspect(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from reports import collect, page
 
-    out = options.out or Path(options.run) / "report.html"
-    print(page.write(collect.read(options.run), Path(out)))
+    out = Path(options.out or Path(options.run) / "report.html")
+    if out.exists() and out.suffix.lower() not in (".html", ".htm"):
+        raise SearchError(f"{out} exists and is no page, expected a name that ends in .html")
+    print(page.write(collect.read(options.run), out))
 
 
 def _zoo(options: argparse.Namespace) -> None:

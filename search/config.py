@@ -85,9 +85,9 @@ class MutationConfig:
     # Edits of one child: "per_node" draws p ~ U[0, 1] once and edits every node with probability p;
     # [low, high] draws the number of edits uniformly (Jozefowicz et al. 2015 state both).
     edits: Literal["per_node"] | tuple[Count, Count] = "per_node"
-    # Draws until a valid cell that was not seen before appears; then another parent is picked.
+    # Draws until a valid cell appears that may be tried now; then another parent is picked.
     attempts: Count = 100
-    # Probability that a proposal crosses two parents before it is edited.
+    # Probability that a proposal crosses two parents instead of editing one.
     crossover: Probability = 0.0
     # A child with more nodes is drawn again.
     max_nodes: Count = 80

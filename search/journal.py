@@ -253,7 +253,7 @@ class Journal:
     def candidates(self) -> list[CandidateRow]:
         """All candidates in the order of their ids."""
         return [
-            CandidateRow(id_, key, name, cell, origin, tuple(parents), detail)
+            CandidateRow(id_, key, name, cell, origin, tuple(_list(parents)), detail)
             for id_, key, name, cell, origin, parents, detail in self._rows(
                 "SELECT id, key, name, cell, origin, parents, detail FROM candidates ORDER BY id",
                 parsed=(5, 6),
@@ -269,7 +269,7 @@ class Journal:
         """All results in the order of their units."""
         query = "SELECT unit, status, records, seconds, worker, attempts FROM results ORDER BY unit"
         return [
-            ResultRow(unit, status, tuple(records), *rest)
+            ResultRow(unit, status, tuple(_list(records)), *rest)
             for unit, status, records, *rest in self._rows(query, parsed=(2,))
         ]
 
@@ -291,7 +291,12 @@ class Journal:
             rows = [list(row) for row in self._database.execute(query)]
             for row in rows:
                 for column in parsed:
-                    row[column] = json.loads(row[column])
+                    try:
+                        row[column] = json.loads(row[column])
+                    except (ValueError, TypeError, RecursionError):
+                        raise SearchError(
+                            f"{self.directory / FILE}: is damaged (a row is not JSON)"
+                        ) from None
         return rows
 
     def close(self) -> None:
@@ -304,6 +309,12 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise SearchError(f"the journal holds {value!r:.40} where a list was expected")
+    return value
 
 
 def null_nonfinite(value: Any) -> Any:

@@ -97,7 +97,7 @@ def launch(
         environment = ready.environment()
         meta = {
             "config": json.dumps(config.to_dict(), sort_keys=True),
-            "environment": json.dumps(environment, sort_keys=True),
+            "environment": json.dumps(environment),
             "seeds": json.dumps([str(cell) for cell in ready.seeds]),
             "stages": json.dumps([_about(stage) for stage in ready.stages]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,11 +119,11 @@ def resume(
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(directory))
         ready = _planned(journal, directory)
+        if not (directory / CONFIG).exists():  # killed just after the journal was made
+            _write_config(directory, ready.config, json.loads(journal.meta["environment"]))
         if workers is not None:
             ready = Plan(_with_workers(ready.config, workers), ready.stages, ready.seeds)
         executor = stack.enter_context(closing(_executor(ready, address)))
-        if not (directory / CONFIG).exists():  # killed just after the journal was made
-            _write_config(directory, ready.config, ready.environment())
         _carry(ready, journal, executor, watch, "resumed", address)
 
 

@@ -75,6 +75,7 @@ class Loop:
                 unit, work = self.works.pop(number)
                 self.algorithm.tell(work, _records(work, self.results[number]))  # … is seen so
                 self.observer.consumed(unit, work, self.results[number], number in replayed)
+                del self.results[number]  # its curves are in the journal
 
     def _ask(self) -> list[tuple[UnitRow, Work]]:
         """Give the idle virtual workers what the algorithm wants done next."""
@@ -163,6 +164,19 @@ def _records(work: Work, result: ResultRow) -> list[Mapping[str, Any]]:
     """One record per setting; a unit that no worker survived counts as that failure for all its
     settings."""
     if result.status == "ok":
+        for record in result.records:
+            if not isinstance(record, Mapping) or not (
+                isinstance(record.get("status"), str) and isinstance(record.get("metrics"), Mapping)
+            ):
+                raise SearchError(
+                    f"the journal holds a result of unit {result.unit} that cellsearch did not "
+                    "write, expected a status and metrics for every setting"
+                )
+        if len(result.records) != len(work.indices):
+            raise SearchError(
+                f"the journal holds {len(result.records)} records of unit {result.unit}, "
+                f"expected {len(work.indices)}"
+            )
         return list(result.records)
     return [{"status": result.status, "metrics": {}} for _ in work.indices]
 

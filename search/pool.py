@@ -113,6 +113,7 @@ class Pool:
             if self.fitness(architecture) <= self.fitness(worst):
                 return False
             worst.pooled = False
-            self.members[self.members.index(worst)] = architecture
+            self.members.remove(worst)
+            self.members.append(architecture)
         architecture.pooled = True
         return True

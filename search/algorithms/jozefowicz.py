@@ -58,7 +58,7 @@ class Jozefowicz:
     # -- ask
 
     def ask(self) -> Work | None:
-        if not self.queue and not any(a.busy for a in self.seeds):
+        if not self.queue and self.pool.members:  # it has some once every seed is done
             while not self.queue and self.tried < self.config.candidates:
                 self._step()
         return self.queue.popleft() if self.queue else None
@@ -222,8 +222,8 @@ class Jozefowicz:
             )
 
     def progress(self) -> Progress:
-        left = sum(self.waiting.get(seed.candidate, 0) for seed in self.seeds if not seed.pooled)
-        if left:
+        left = sum(self.waiting.get(seed.candidate, 0) for seed in self.seeds)
+        if not self.pool.members:
             return Progress("seeds", self.seed_units - left, self.seed_units)
         return Progress("candidates", self.finished, self.config.candidates)
 

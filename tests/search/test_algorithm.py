@@ -167,6 +167,33 @@ class TestInheritance:
         assert sorted(drawn) == [size - 2, size - 1]
 
 
+def test_a_seed_that_is_re_evaluated_holds_nobody_up() -> None:
+    algorithm = launch.plan(fakes.config()).algorithm()
+    assert isinstance(algorithm, Jozefowicz)
+    while algorithm.progress().phase == "seeds":
+        work = algorithm.ask()
+        assert work is not None
+        algorithm.tell(work, fakes.evaluate(fakes_payload(work))["records"])
+    algorithm.seeds[0].busy = True
+    assert algorithm.ask() is not None
+    assert algorithm.progress().phase == "candidates"
+
+
+def test_of_equals_the_older_stays_and_ranks_first() -> None:
+    algorithm = launch.plan(fakes.config(pool=3)).algorithm()
+    assert isinstance(algorithm, Jozefowicz)
+    pool, stages = algorithm.pool, algorithm.tasks
+    made = [algorithm._start(fakes.cg.load(name), "mutation")[0]
+            for name in ("mut1", "mut2", "mut3", "nig")]  # fmt: skip
+    values = (0.5, 0.6, 0.6, 0.6)
+    for architecture, value in [(pool.baseline, 1.0), *zip(made, values, strict=True)]:
+        for stage in stages:
+            architecture.on(stage)[0] = value
+    for architecture in made:
+        pool.offer(architecture)
+    assert [a.cell.name for a in pool.ranked()] == ["mut2", "mut3", "nig"]
+
+
 def test_a_baseline_that_learns_nothing_is_an_error(tmp_path: Path) -> None:
     def nothing(payload: dict[str, Any]) -> dict[str, Any]:
         return {"records": [{"status": "diverged", "metrics": {}} for _ in payload["settings"]]}

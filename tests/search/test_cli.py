@@ -174,6 +174,42 @@ def test_the_report_can_go_elsewhere(
     assert out.read_text().lstrip().lower().startswith("<!doctype html>")
 
 
+def test_a_report_replaces_nothing_but_pages(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = (run / "journal.sqlite").read_bytes()
+    assert "is no page" in complaint(
+        capsys, "report", str(run), "--out", str(run / "journal.sqlite")
+    )
+    assert (run / "journal.sqlite").read_bytes() == ledger
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE results SET records = 'nonsense'",
+        "UPDATE results SET records = '5'",
+        "UPDATE results SET records = '[5]'",
+        "UPDATE units SET payload = '{}'",
+        "UPDATE candidates SET parents = '5'",
+        "DELETE FROM results; DELETE FROM units; DELETE FROM candidates WHERE id > 0",
+    ],
+)
+def test_rows_that_nobody_wrote(
+    statement: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(run / "journal.sqlite") as database:
+        database.executescript(statement)
+    database.close()
+    for words in (["status"], ["inspect"], ["replay"], ["report"]):
+        status = cli.main([*words, str(run)])
+        err = capsys.readouterr().err
+        assert (status, err.count("\n")) in ((0, 0), (2, 1)), (words, err)
+
+
+@pytest.mark.parametrize("words", [["status"], ["inspect"], ["replay"], ["launch"]])
+def test_a_path_that_is_too_long(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    complaint(capsys, *words, "a" * 5000)
+
+
 def test_named_cells(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(answer(capsys, "zoo", "--json"))
     assert [row["name"] for row in rows] == cg.zoo.names()
