@@ -214,8 +214,9 @@ def _check_names(
                 kind == "cell" and is_name(str(name) + "_") and isinstance(name, str)
             ):
                 raise CellError(f"{name!r} names a {kind}, expected a name of the notation")
+    taken = frozenset(params)
     for name in [*states, *named["value"]]:
-        if [*states, *params].count(name) > (name in states):
+        if name in taken or states.count(name) > 1:
             raise CellError(f"{name} names two things in the cell, expected different names")
     for name in named["value"]:
         if name in states:

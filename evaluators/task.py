@@ -136,6 +136,14 @@ def limit(task: str, option: str, value: object, low: int = 2) -> int | None:
     return None if value is None else whole(task, option, value, low)
 
 
+def limits(
+    task: str, train: object, valid: object, test: object, low: int = 2
+) -> dict[str, int | None]:
+    """The checked limits of all splits by their names, from the options `SPLIT_limit`."""
+    given = {"train": train, "valid": valid, "test": test}
+    return {split: limit(task, f"{split}_limit", value, low) for split, value in given.items()}
+
+
 def switch(task: str, option: str, value: object) -> bool:
     """An option that must be true or false; DataError otherwise."""
     if not isinstance(value, bool):

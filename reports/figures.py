@@ -59,8 +59,8 @@ def chart(
     xs = [x for x, _ in points]
     ys = [y for _, y in points] + ([level[0]] if level else [])
     x_ticks, y_ticks = ticks(xs, 8), ticks(ys, 6)
-    x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
-    y = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+    x = _Scale(x_ticks, LEFT, WIDTH - RIGHT)
+    y = _Scale(y_ticks, HEIGHT - BOTTOM, TOP)
     parts = []
     for at, text in zip(y_ticks, labels(y_ticks), strict=True):
         parts.append(_line("grid", LEFT, y(at), WIDTH - RIGHT, y(at)))
@@ -127,7 +127,9 @@ def labels(marks: Sequence[float]) -> list[str]:
     return [f"{mark:,.{digits}f}" for mark in marks]
 
 
-class _scale:  # noqa: N801 - a function with two numbers in it
+class _Scale:
+    """A straight line from values to places on the page."""
+
     def __init__(self, marks: Sequence[float], start: float, end: float) -> None:
         self.low, self.start = marks[0], start
         self.slope = (end - start) / (marks[-1] - marks[0])
@@ -136,7 +138,7 @@ class _scale:  # noqa: N801 - a function with two numbers in it
         return self.start + (value - self.low) * self.slope
 
 
-def _drawn(one: Series, x: _scale, y: _scale) -> list[Markup]:
+def _drawn(one: Series, x: _Scale, y: _Scale) -> list[Markup]:
     parts = []
     runs: list[list[Point]] = [[]]
     for point in one.points:

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from cellgraph import CellError
 from evaluators.errors import DataError
 from search import arguments
 from search.errors import SearchError
+from search.journal import FILE
 
 if TYPE_CHECKING:
     from search.algorithms import Algorithm
@@ -61,9 +63,7 @@ def _launch(options: argparse.Namespace) -> None:
 
     config = configuration.load(options.config, options.set)
     if options.workers is not None:
-        config = configuration.Config.from_dict(
-            {**config.to_dict(), "workers": options.workers}, "--workers"
-        )
+        config = replace(config, workers=options.workers)
     directory = Path(options.run) if options.run else _free(Path("runs"), config.name)
     print(f"run {directory}: {config.search.candidates} candidates, seed {config.seed}", flush=True)
     with _running(directory) as watch:
@@ -112,7 +112,7 @@ def _running(directory: Path) -> Iterator[Callable[[Algorithm, Plan], Observer]]
         try:
             yield watch
         except KeyboardInterrupt:
-            if (directory / "journal.sqlite").exists():
+            if (directory / FILE).exists():
                 print(f"go on with: cellsearch resume {directory}", file=sys.stderr)
             raise
 

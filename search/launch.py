@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from search.config import Config
 from search.errors import SearchError
 from search.executor import Executor, InlineExecutor
 from search.funnel import Stage
-from search.journal import EventRow, Journal
+from search.journal import FILE, EventRow, Journal
 from search.loop import Loop, Observer
 from search.versions import installed
 
@@ -86,7 +86,7 @@ def launch(
 ) -> None:
     """Start a new run in `directory` and carry it to its end. Raises SearchError, DataError,
     CellError."""
-    if (directory / "journal.sqlite").exists():
+    if (directory / FILE).exists():
         raise SearchError(
             f"{directory} holds a run already, expected a new name, "
             f"or: cellsearch resume {directory}"
@@ -122,7 +122,7 @@ def resume(
         if not (directory / CONFIG).exists():  # killed just after the journal was made
             _write_config(directory, ready.config, json.loads(journal.meta["environment"]))
         if workers is not None:
-            ready = Plan(_with_workers(ready.config, workers), ready.stages, ready.seeds)
+            ready = replace(ready, config=replace(ready.config, workers=workers))
         executor = stack.enter_context(closing(_executor(ready, address)))
         _carry(ready, journal, executor, watch, "resumed", address)
 
@@ -208,10 +208,6 @@ def _executor(ready: Plan, address: str | None) -> Executor:
         setup=work.prepare,
         setup_args=(sets,),
     )
-
-
-def _with_workers(config: Config, workers: int) -> Config:
-    return Config.from_dict({**config.to_dict(), "workers": workers})
 
 
 def _about(stage: Stage) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from search.journal import CandidateRow, Journal, ResultRow, UnitRow
 class Observer(Protocol):
     """Who watches a run. Nothing it does can change the run."""
 
-    def started(self, unit: UnitRow, work: Work) -> None: ...
-
     def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None: ...
 
     def waiting(self) -> None: ...
@@ -110,7 +108,6 @@ class Loop:
         for unit, work in begun:
             if unit.id not in self.results:
                 self.executor.submit(unit.id, _payload(work))
-                self.observer.started(unit, work)
 
     def _arrived(self, number: int) -> bool:
         """Wait until the result of a unit is durable; False when nobody will ever bring it."""

@@ -53,9 +53,6 @@ class Progress:
 
     # -- the observer
 
-    def started(self, unit: UnitRow, work: Work) -> None:
-        pass
-
     def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None:
         self.trainings += len(work.indices)
         whole = result.status != "ok"  # no worker survived the unit: all its settings failed
@@ -150,8 +147,6 @@ def _clock(seconds: float) -> str:
 
 class Silent:
     """An observer that shows nothing."""
-
-    def started(self, unit: UnitRow, work: Work) -> None: ...
 
     def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None: ...
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluators import data
-from evaluators.task import Batch, Split, Task, generator, held_out, limit, whole
+from evaluators.task import Batch, Split, Task, generator, held_out, limits, whole
 
 Frames = NDArray[np.uint8]
 
@@ -51,24 +51,18 @@ class MusicTask(Task):
         self.batch_size = whole(name, "batch_size", batch_size)
         self.unroll = whole(name, "unroll", unroll)
         self._eval_batch = whole(name, "eval_batch_size", eval_batch_size)
-        limits = {
-            "train": limit(name, "train_limit", train_limit, 1),
-            "valid": limit(name, "valid_limit", valid_limit, 1),
-            "test": limit(name, "test_limit", test_limit, 1),
-        }
+        kept = limits(name, train_limit, valid_limit, test_limit, 1)
         super().__init__(
             batch_size=self.batch_size,
             unroll=self.unroll,
-            train_limit=limits["train"],
-            valid_limit=limits["valid"],
-            test_limit=limits["test"],
+            **{f"{split}_limit": most for split, most in kept.items()},
             eval_batch_size=self._eval_batch,
         )
         arrays = data.load(self.data_set)
         self.input_width = self.output_width = arrays["train"].shape[1]
         self._pieces = {
             split: _pieces(arrays[split], arrays[f"{split}_lengths"])[:most]
-            for split, most in limits.items()
+            for split, most in kept.items()
         }
         self._windows = [
             window for piece in self._pieces["train"] for window in _windows(piece, self.unroll)

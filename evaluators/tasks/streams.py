@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evaluators import data
 from evaluators.errors import DataError
-from evaluators.task import Batch, Split, Task, generator, held_out, limit, whole
+from evaluators.task import Batch, Split, Task, generator, held_out, limits, whole
 
 Tokens = NDArray[np.int64]
 # A piece of text and, for each of its tokens, whether predicting it counts.
@@ -168,23 +168,17 @@ class CorpusTask(Task):
         self.batch_size = whole(name, "batch_size", batch_size)
         self.unroll = whole(name, "unroll", unroll)
         self._eval_batch = whole(name, "eval_batch_size", eval_batch_size)
-        limits = {
-            "train": limit(name, "train_limit", train_limit),
-            "valid": limit(name, "valid_limit", valid_limit),
-            "test": limit(name, "test_limit", test_limit),
-        }
+        kept = limits(name, train_limit, valid_limit, test_limit)
         super().__init__(
             batch_size=self.batch_size,
             unroll=self.unroll,
-            train_limit=limits["train"],
-            valid_limit=limits["valid"],
-            test_limit=limits["test"],
+            **{f"{split}_limit": most for split, most in kept.items()},
             eval_batch_size=self._eval_batch,
         )
         arrays = data.load(self.data_set)
         self.input_width = self.output_width = len(arrays["vocab"])
         # A limit keeps the beginning: a quick search and a long one then agree on what they share.
-        self._text = {split: arrays[split][:most] for split, most in limits.items()}
+        self._text = {split: arrays[split][:most] for split, most in kept.items()}
         self.epoch_steps = -(-len(self._text["train"]) // (self.batch_size * self.unroll))
         self._evaluation: dict[str, tuple[Batch, ...]] = {}
 

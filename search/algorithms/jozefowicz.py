@@ -3,9 +3,8 @@
 
 The pool starts with the seeds (LSTM and GRU in the paper), trained on many settings of every task.
 Then each step either re-evaluates a random member of the pool with fresh settings, or mutates one
-and sends the child through the
-funnel: memorisation on one setting, then task after task, as long as its best result exceeds 90 %
-of the GRU's best.
+and sends the child through the funnel: memorisation on one setting, then task after task, as long
+as its best result exceeds 90 % of the GRU's best.
 
 Where the paper is silent: a step re-evaluates with probability `search.reevaluate`; settings of a
 child are counted per task when "more than 420" is asked for; of equal scores the older member
@@ -222,8 +221,8 @@ class Jozefowicz:
             )
 
     def progress(self) -> Progress:
-        left = sum(self.waiting.get(seed.candidate, 0) for seed in self.seeds)
         if not self.pool.members:
+            left = sum(self.waiting.get(seed.candidate, 0) for seed in self.seeds)
             return Progress("seeds", self.seed_units - left, self.seed_units)
         return Progress("candidates", self.finished, self.config.candidates)
 

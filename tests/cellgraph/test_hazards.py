@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import cellgraph as cg
+from cellgraph import exporters
 from cellgraph.graph import Node
 
 
@@ -136,3 +137,20 @@ def test_a_fork_does_not_inherit_a_lock_that_is_held() -> None:
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_names_that_are_no_names_never_reach_a_file(tmp_path: Path) -> None:
+    h, x = Node("state", (), "h"), Node("input", (), "x")
+    evil = "b\n    import os  #"
+    for name, param in [("a", evil), (evil, "b")]:
+        value = Node("tanh", (Node("add", (Node("add", (h, x)), Node("param", (), param))),))
+        with pytest.raises(cg.CellError, match="expected a name of the notation"):
+            cg.build(name, [("h", "H", value)], value)
+        state = cg.State("h", "H", value)
+        cell = cg.CellGraph(
+            name, ("x",), (state,), (value,), (cg.Param(param, "vector", "H", None),)
+        )
+        for kind in exporters.FORMATS:
+            with pytest.raises(cg.CellError):
+                cg.export(cell, tmp_path / "a.py", kind)
+    assert list(tmp_path.iterdir()) == []
