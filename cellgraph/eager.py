@@ -14,59 +14,70 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cellgraph.graph import CellGraph
 from cellgraph.ops import OPS
-from cellgraph.schedule import Pointwise, Product, Schedule
+from cellgraph.schedule import Pointwise, Product, lower
 
 
-def run(
-    schedule: Schedule,
-    params: Mapping[str, Tensor],
-    x: Tensor,
-    state: Sequence[Tensor],
-    mask: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All time steps of one layer in one direction.
+class Runner:
+    """The eager backend for one cell."""
 
-    `x` (T, B, X), T ≥ 1; one (B, width) tensor per state; `mask` (T, B, 1) bool, False where a
-    sequence has ended and its states stand still. Returns the outputs (T, B, H) and the last
-    states.
-    """
-    slots: list[Tensor] = [x] * schedule.size
-    for value, slot in schedule.consts:
-        slots[slot] = torch.tensor(value, dtype=x.dtype, device=x.device)
-    for name, slot in schedule.params:
-        slots[slot] = params[name]
-    for instruction in schedule.before:
-        _run_before(instruction, params, slots)
+    def __init__(self, cell: CellGraph) -> None:
+        self.schedule = lower(cell)
 
-    rows, hoisted = x.shape[1], slots[schedule.output]
-    for slot in schedule.fixed:
-        slots[slot] = slots[slot].expand(rows, slots[slot].shape[-1])
-    series = [(slot, slots[slot].unbind(0)) for slot in schedule.carried]
-    step = [_compiled(instruction, params, slots) for instruction in schedule.step]
-    current = list(state)
-    order = {name: i for i, (name, _) in enumerate(schedule.nexts)}
-    reads = [(order[name], slot) for name, slot in schedule.states]
-    outputs: list[Tensor] = []
-    # A row that has ended repeats its last real step, from the state before it: a step from the
-    # state after it may be one that the sequence never takes, and where() lets its NaN into
-    # gradients.
-    before = list(state)
-    for t in range(x.shape[0]):
-        for slot, values in series:
-            slots[slot] = values[t]
-        before = _while_running(mask, t, current, before)
-        for index, slot in reads:
-            slots[slot] = before[index]
-        for instruction_at in step:
-            instruction_at(slots, t)
-        following = [slots[slot] for _, slot in schedule.nexts]
-        current = _while_running(mask, t, following, current)
-        if not schedule.output_before:
-            outputs.append(slots[schedule.output])
-    if schedule.output_before:
-        return hoisted.expand(x.shape[0], rows, hoisted.shape[-1]), tuple(current)
-    return torch.stack(outputs), tuple(current)
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All time steps of one layer in one direction.
+
+        `x` (T, B, X), T ≥ 1; one (B, width) tensor per state; `mask` (T, B, 1) bool, False where a
+        sequence has ended and its states stand still. With `tokens` (T, B) whole numbers, `x` is
+        a table (V, X) to look them up in. Returns the outputs (T, B, H) and the last states.
+        """
+        if tokens is not None:
+            x = functional.embedding(tokens, x)
+        schedule = self.schedule
+        slots: list[Tensor] = [x] * schedule.size
+        for value, slot in schedule.consts:
+            slots[slot] = torch.tensor(value, dtype=x.dtype, device=x.device)
+        for name, slot in schedule.params:
+            slots[slot] = params[name]
+        for instruction in schedule.before:
+            _run_before(instruction, params, slots)
+
+        rows, hoisted = x.shape[1], slots[schedule.output]
+        for slot in schedule.fixed:
+            slots[slot] = slots[slot].expand(rows, slots[slot].shape[-1])
+        series = [(slot, slots[slot].unbind(0)) for slot in schedule.carried]
+        step = [_compiled(instruction, params, slots) for instruction in schedule.step]
+        current = list(state)
+        order = {name: i for i, (name, _) in enumerate(schedule.nexts)}
+        reads = [(order[name], slot) for name, slot in schedule.states]
+        outputs: list[Tensor] = []
+        # A row that has ended repeats its last real step, from the state before it: a step from the
+        # state after it may be one that the sequence never takes, and where() lets its NaN into
+        # gradients.
+        before = list(state)
+        for t in range(x.shape[0]):
+            for slot, values in series:
+                slots[slot] = values[t]
+            before = _while_running(mask, t, current, before)
+            for index, slot in reads:
+                slots[slot] = before[index]
+            for instruction_at in step:
+                instruction_at(slots, t)
+            following = [slots[slot] for _, slot in schedule.nexts]
+            current = _while_running(mask, t, following, current)
+            if not schedule.output_before:
+                outputs.append(slots[schedule.output])
+        if schedule.output_before:
+            return hoisted.expand(x.shape[0], rows, hoisted.shape[-1]), tuple(current)
+        return torch.stack(outputs), tuple(current)
 
 
 def _while_running(

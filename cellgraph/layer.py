@@ -7,7 +7,7 @@ Letters: T time steps, B batch rows, X input width, H output width, D directions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,19 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellgraph import eager
+from cellgraph.backends import BACKENDS, check_backend
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.schedule import Schedule, lower
 from cellgraph.sizes import concrete_widths, output_width, whole
-
-Run = Callable[
-    [Schedule, Mapping[str, Tensor], Tensor, Sequence[Tensor], Tensor | None],
-    tuple[Tensor, tuple[Tensor, ...]],
-]
-
-#: What computes a sequence. "auto" takes the first.
-BACKENDS: dict[str, Run] = {"eager": eager.run}
 
 
 class Cell(nn.Module):
@@ -116,7 +107,7 @@ class CellLayer(nn.Module):
             backend,
         )
         self.directions = 2 if bidirectional else 1
-        self.schedule = lower(cell)
+        self.run = BACKENDS[backend](cell)
         factory = {"device": device, "dtype": dtype}
         self.cells = nn.ModuleList()
         entering = input_size
@@ -128,6 +119,11 @@ class CellLayer(nn.Module):
         self.output_size = entering
         self.state_sizes = tuple(sizes[s.width] for s in cell.states)
         self.reset_parameters()
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the layer runs on the eager backend although it might not; None otherwise."""
+        return getattr(self.run, "fallback", None)
 
     def reset_parameters(
         self, scale: float = 1.0, generator: torch.Generator | None = None
@@ -178,6 +174,27 @@ class CellLayer(nn.Module):
             y = y.transpose(0, 1)
         return y, self._leave_state(last)
 
+    def lookup(self, table: Tensor, tokens: Tensor, state: Any = None) -> tuple[Any, Any]:
+        """The same as a call with x = table[tokens], and faster where tokens outnumber entries.
+
+        `table` (V, X), such as the weight of an embedding; `tokens` (T, B) whole numbers below V,
+        (B, T) with batch_first. What depends on x alone is then computed once for every entry.
+        """
+        if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[0] == 0:
+            raise CellError(
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, "
+                "expected whole numbers (time, batch)"
+            )
+        if table.dim() != 2 or table.shape[1] != self.input_size:
+            raise CellError(
+                f"the table has shape {tuple(table.shape)}, expected (entries, {self.input_size})"
+            )
+        if self.batch_first:
+            tokens = tokens.t()
+        entered = self._enter_state(state, table, True, tokens.shape[1])
+        y, last = self._run(table, entered, None, tokens)
+        return y.transpose(0, 1) if self.batch_first else y, self._leave_state(last)
+
     def _packed(self, packed: PackedSequence, state: Any) -> tuple[PackedSequence, Any]:
         x, lengths = pad_packed_sequence(packed)  # (T, B, X) in the caller's order of sequences
         if x.dim() != 3 or x.shape[-1] != self.input_size:
@@ -200,9 +217,11 @@ class CellLayer(nn.Module):
             out.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
         ), self._leave_state(last)
 
-    def _enter_state(self, state: Any, x: Tensor, batched: bool) -> tuple[Tensor, ...]:
+    def _enter_state(
+        self, state: Any, x: Tensor, batched: bool, rows: int | None = None
+    ) -> tuple[Tensor, ...]:
         """One (L·D, B, width) tensor per state of the cell."""
-        count, rows = self.num_layers * self.directions, x.shape[1]
+        count, rows = self.num_layers * self.directions, x.shape[1] if rows is None else rows
         if state is None:
             return tuple(x.new_zeros(count, rows, size) for size in self.state_sizes)
         given = tuple(state) if isinstance(state, (tuple, list)) else (state,)
@@ -222,9 +241,13 @@ class CellLayer(nn.Module):
         return last[0] if len(last) == 1 else last
 
     def _run(
-        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        run = BACKENDS[self.backend]
+        """x (T, B, X) through all layers; with `tokens`, x is the table that they index."""
         weight = next(self.parameters(), x)
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise CellError(f"x is {x.dtype}, the layer {weight.dtype}, expected equal types")
@@ -243,10 +266,14 @@ class CellLayer(nn.Module):
                 if layer and self.dropout:
                     x = nn.functional.dropout(x, self.dropout, self.training)
                 entering, ys = x, []
-            z = _reversed(entering, backwards) if direction else entering
-            y, last = run(
-                self.schedule, cell.tensors(), cell.enter(z), [s[index] for s in state], mask
-            )
+            order = None if layer or tokens is None else tokens
+            z = entering
+            if direction and order is not None:
+                order = order.flip(0)
+            elif direction:
+                z = _reversed(z, backwards)
+            firsts = [s[index] for s in state]
+            y, last = self.run(cell.tensors(), cell.enter(z), firsts, mask, order)
             ys.append(_reversed(y, backwards) if direction else y)
             lasts.append(last)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
@@ -259,15 +286,6 @@ def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:
     if backwards is None:
         return x.flip(0)
     return x.gather(0, backwards.unsqueeze(-1).expand_as(x))
-
-
-def resolve_backend(name: str) -> str:
-    """The backend behind a name; "auto" is the first. Raises `CellError`."""
-    if name == "auto":
-        return next(iter(BACKENDS))
-    if name not in BACKENDS:
-        raise CellError(f"no backend named {name!r}, expected one of auto, {', '.join(BACKENDS)}")
-    return name
 
 
 def compile(
@@ -305,7 +323,7 @@ def compile(
         batch_first,
         dropout,
         bidirectional,
-        resolve_backend(backend),
+        check_backend(backend),
         widths,
         device,
         dtype,

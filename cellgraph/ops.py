@@ -10,6 +10,7 @@ that the same column computes values and, run on symbols, writes source code (se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,10 @@ class Op:
 
     `derivative` gives, per argument, the partial derivative as notation over the arguments `a`, `b`
     and the result
-    `y`. `c` is a C99 expression for use with <tgmath.h>; `{0}` and `{1}` are side-effect-free
-    operands. `domain` is an interval in which random arguments are safe and the derivative is
-    smooth almost everywhere (for tests).
+    `y`. `c` is a C expression over side-effect-free operands `{0}` and `{1}`, scalars or vectors:
+    what <tgmath.h> has, `sigmoid`, and `select(condition, yes, no)`; comparisons are joined by |,
+    which vectors have too. `domain` is an interval in which random arguments are safe and the
+    derivative is smooth almost everywhere (for tests).
     """
 
     name: str
@@ -52,6 +54,12 @@ class Op:
         return len(self.derivative)
 
     @property
+    def cheap(self) -> bool:
+        """No division and no function of the C library: a few cycles, less than a load and a
+        store."""
+        return not re.search(r"/|(?!select|fabs)\b[a-z]\w*\(", self.c)
+
+    @property
     def signs(self) -> tuple[int, ...] | None:
         """The coefficients of a signed sum (add, sub, neg), read off the derivatives; None for any
         other op."""
@@ -72,19 +80,19 @@ _ROWS = (
     Op("div", lambda t, a, b: a / b, ("1 / b", "-y / b"), "({0} / {1})", r"\frac{{{0}}}{{{1}}}", "/", PRODUCT,
        domain=(0.5, 3.0)),
     Op("max", lambda t, a, b: t.maximum(a, b), ("0.5 + 0.5 * sign(a - b)", "0.5 + 0.5 * sign(b - a)"),
-       "(({0} > {1} || {0} != {0}) ? {0} : {1})", r"\max\left({0}, {1}\right)", commutes=True),
+       "select(({0} > {1}) | ({0} != {0}), {0}, {1})", r"\max\left({0}, {1}\right)", commutes=True),
     Op("min", lambda t, a, b: t.minimum(a, b), ("0.5 + 0.5 * sign(b - a)", "0.5 + 0.5 * sign(a - b)"),
-       "(({0} < {1} || {0} != {0}) ? {0} : {1})", r"\min\left({0}, {1}\right)", commutes=True),
+       "select(({0} < {1}) | ({0} != {0}), {0}, {1})", r"\min\left({0}, {1}\right)", commutes=True),
     Op("neg", lambda t, a: -a, ("-1",), "(-{0})", "-{0}", "-", UNARY),
-    Op("sigmoid", lambda t, a: t.sigmoid(a), ("y * (1 - y)",), "(1 / (1 + exp(-{0})))", _function(r"\sigma")),
+    Op("sigmoid", lambda t, a: t.sigmoid(a), ("y * (1 - y)",), "sigmoid({0})", _function(r"\sigma")),
     Op("tanh", lambda t, a: t.tanh(a), ("1 - y * y",), "tanh({0})", _function(r"\tanh")),
-    Op("relu", lambda t, a: t.relu(a), ("step(a)",), "({0} < 0 ? 0 : {0})",
+    Op("relu", lambda t, a: t.relu(a), ("step(a)",), "select({0} < 0, 0, {0})",
        _function(r"\operatorname{{ReLU}}")),
     Op("leaky_relu", lambda t, a: t.nn.functional.leaky_relu(a, 0.01), ("0.01 + 0.99 * step(a)",),
-       "({0} > 0 ? {0} : {0} / 100)", _function(r"\operatorname{{LeakyReLU}}")),
+       "select({0} > 0, {0}, {0} * 0.01)", _function(r"\operatorname{{LeakyReLU}}")),
     # torch's softplus is linear above 20, where log1p(exp(x)) - x < 3e-9.
     Op("softplus", lambda t, a: t.nn.functional.softplus(a), ("sigmoid(a)",),
-       "({0} > 20 ? {0} : log1p(exp({0})))", _function(r"\operatorname{{softplus}}")),
+       "select({0} > 20, {0}, log1p(exp({0})))", _function(r"\operatorname{{softplus}}")),
     Op("exp", lambda t, a: t.exp(a), ("y",), "exp({0})", _function(r"\exp")),
     Op("log", lambda t, a: t.log(a), ("1 / a",), "log({0})", _function(r"\log"), domain=(0.2, 5.0)),
     Op("abs", lambda t, a: t.abs(a), ("sign(a)",), "fabs({0})", r"\left|{0}\right|"),
@@ -99,14 +107,14 @@ _ROWS = (
     # The exact (erf) form, torch's default; 0.7071… = 1/sqrt(2), 0.3989… = 1/sqrt(2 pi).
     Op("gelu", lambda t, a: t.nn.functional.gelu(a),
        ("0.5 + 0.5 * erf(a * 0.7071067811865476) + 0.3989422804014327 * a * exp(a * a / -2)",),
-       "({0} * (1 + erf({0} * 0.70710678118654752)) / 2)", _function(r"\operatorname{{GELU}}")),
+       "({0} * (0.5 + 0.5 * erf({0} * 0.70710678118654752)))", _function(r"\operatorname{{GELU}}")),
     # torch's hardsigmoid, whose own backward multiplies by a sixth rounded to float32.
     Op("hard_sigmoid", lambda t, a: t.nn.functional.relu6(a + 3) / 6, ("step(a + 3) * step(3 - a) / 6",),
-       "({0} <= -3 ? 0 : {0} >= 3 ? 1 : {0} / 6 + 0.5)", _function(r"\operatorname{{hs}}")),
-    Op("sign", lambda t, a: t.sign(a), ("0",), "({0} > 0 ? 1.f : {0} < 0 ? -1.f : 0.f)",
+       "select({0} <= -3, 0, select({0} >= 3, 1, {0} / 6 + 0.5))", _function(r"\operatorname{{hs}}")),
+    Op("sign", lambda t, a: t.sign(a), ("0",), "select({0} > 0, 1, select({0} < 0, -1, 0))",
        _function(r"\operatorname{{sign}}")),
     # The derivative of relu: 1 above zero, else 0 (torch's convention at zero itself).
-    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "({0} > 0 ? 1.f : 0.f)", _function(r"\mathbf{{1}}_{{>0}}")),
+    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "select({0} > 0, 1, 0)", _function(r"\mathbf{{1}}_{{>0}}")),
 )
 # fmt: on
 

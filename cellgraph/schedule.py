@@ -105,12 +105,12 @@ def sums_hoisted(cell: CellGraph) -> dict[Node, Node]:
     def reorder(node: Node, args: tuple[Node, ...]) -> Node:
         if not _signs(node) or node in inner or not dynamic[node]:
             return rebuilt(node, args)
-        terms = _terms(node, inner)
+        terms = signed_terms(node, inner)
         still = [(s, t) for s, t in terms if not dynamic[t]]
         if not any(t.op != CONST for _, t in still):
             return rebuilt(node, args)  # `1 - z` is best left alone
         moving = [(s, image[t]) for s, t in terms if dynamic[t]]
-        return _fold([(1, _fold(still)), *moving])
+        return folded([(1, folded(still)), *moving])
 
     image: dict[Node, Node] = {}
     for node in cell.nodes:
@@ -122,7 +122,7 @@ def _signs(node: Node) -> tuple[int, ...] | None:
     return OPS[node.op].signs if node.op in OPS else None
 
 
-def _terms(root: Node, inner: set[Node]) -> list[tuple[int, Node]]:
+def signed_terms(root: Node, inner: set[Node]) -> list[tuple[int, Node]]:
     """The signed terms of a sum, left to right, through the sums in `inner`."""
     terms: list[tuple[int, Node]] = []
     stack = [(1, root)]
@@ -138,7 +138,7 @@ def _terms(root: Node, inner: set[Node]) -> list[tuple[int, Node]]:
     return terms
 
 
-def _fold(terms: list[tuple[int, Node]]) -> Node:
+def folded(terms: list[tuple[int, Node]]) -> Node:
     """The signed sum of the terms, from left to right."""
     sign, total = terms[0]
     if sign < 0:

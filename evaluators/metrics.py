@@ -1,4 +1,4 @@
-"""Losses and metrics: which steps are scored, what they cost in nats, and a whole split in numbers.
+"""Losses and metrics: what steps cost in nats, and a whole split in numbers.
 
 Nothing here trains (train.py); the customary units of a number belong to its task (task.py).
 
@@ -15,18 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluators.model import Model
-from evaluators.task import Batch, Split, Task
-
-
-def scored(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps of a batch.
-
-    Steps outside the mask are cut out before the loss: whatever stands there, it adds nothing.
-    """
-    if batch.mask is None:
-        return logits.flatten(0, 1), batch.targets.flatten(0, 1)
-    chosen = batch.mask > 0  # (T, B)
-    return logits[chosen], batch.targets[chosen]
+from evaluators.task import Split, Task
 
 
 def summed_loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,8 +43,7 @@ def measure(model: Model, task: Task, split: Split) -> dict[str, float]:
     state: Any = None
     with torch.no_grad():
         for batch in task.eval_batches(split):
-            logits, state = model(batch.inputs, None if batch.first else state)  # (T, B, V)
-            logits, targets = scored(logits, batch)  # (N, V), (N,)
+            logits, targets, state = model.scored(batch, None if batch.first else state)
             total += float(summed_loss(task, logits, targets))
             count += len(targets)
             if task.loss == "categorical":

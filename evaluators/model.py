@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import cellgraph as cg
 from cellgraph import CellGraph
 from evaluators.settings import Settings
-from evaluators.task import Task
+from evaluators.task import Batch, Task
 
 
 class Model(nn.Module):
@@ -50,9 +50,28 @@ class Model(nn.Module):
 
         inputs: (T, B) tokens or (T, B, F) frames;  state: what the last call returned, None: zero
         """
-        x = inputs if self.embedding is None else self.embedding(inputs)  # (T, B, F or H)
-        y, state = self.layers(x, state)  # (T, B, H)
-        return self.head(self.dropout(y)), state  # (T, B, V or F)
+        y, state = self._outputs(inputs, state)  # (T, B, H)
+        return self.head(y), state  # (T, B, V or F)
+
+    def scored(self, batch: Batch, state: Any = None) -> tuple[Tensor, Tensor, Any]:
+        """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps, and the new state.
+
+        Steps outside the mask are cut out before the head: whatever stands there, it adds nothing.
+        """
+        y, state = self._outputs(batch.inputs, state)  # (T, B, H)
+        y, targets = y.flatten(0, 1), batch.targets.flatten(0, 1)
+        if batch.mask is not None:
+            chosen = batch.mask.flatten().nonzero().squeeze(1)  # (N,)
+            y, targets = y.index_select(0, chosen), targets.index_select(0, chosen)
+        return self.head(y), targets, state
+
+    def _outputs(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """What the head reads, (T, B, H), and the layers' new state."""
+        if self.embedding is None:
+            y, state = self.layers(inputs, state)
+        else:
+            y, state = self.layers.lookup(self.embedding.weight, inputs, state)
+        return self.dropout(y), state
 
     def reset_parameters(self, scale: float, generator: torch.Generator) -> None:
         """Uniform in [-scale/sqrt(H), scale/sqrt(H)] (Jozefowicz 2015), then the `init` rules."""

@@ -21,14 +21,14 @@ from torch import Tensor
 
 import cellgraph as cg
 from cellgraph import CellError, CellGraph
-from cellgraph.layer import resolve_backend
+from cellgraph.backends import check_backend
 from evaluators import tasks
 from evaluators.errors import DataError, unknown
-from evaluators.metrics import measure, scored, summed_loss, uniform_loss
+from evaluators.metrics import measure, uniform_loss
 from evaluators.model import Model, build, flops_per_step
-from evaluators.optimizer import FlatOptimizer
 from evaluators.schedule import Schedule
 from evaluators.settings import Budget, Settings
+from evaluators.step import Step
 from evaluators.task import Split, Task
 
 #: Called after each evaluation with the new row: step, train_loss, valid_loss, valid_metric.
@@ -69,12 +69,13 @@ def evaluate(
                  training ended before the first
         final    the same of the last evaluation
         test     if asked for and status is ok: on the test split, of the best parameters
+        fallback only where the cell could not be compiled and ran on the eager backend: why
         cost     steps, seconds, hidden_size, parameters, flops_per_step (forward, one batch row)
 
     Raises for wrong arguments only: `CellError` for text that is no cell and unknown backends,
     `DataError` for unknown tasks, settings, budgets and splits, and for missing data.
     """
-    cell, backend = _as_cell(cell), resolve_backend(backend)
+    cell, backend = _as_cell(cell), check_backend(backend)
     task = tasks.create(task) if isinstance(task, str) else task
     budget = Budget.of(budget)
     if isinstance(settings, (Settings, Mapping)):
@@ -132,7 +133,11 @@ def _evaluate(
         cost["flops_per_step"] = flops_per_step(cell, task, model.hidden_size, settings.layers)
         with torch.random.fork_rng(devices=[]):  # dropout can only draw from the global generator
             torch.manual_seed(derive_seed(seed, "dropout"))
-            _train(model, task, settings, budget, record, with_test, on_eval)
+            try:
+                _train(model, task, settings, budget, record, with_test, on_eval)
+            finally:
+                if model.layers.fallback is not None:
+                    record["fallback"] = _one_line(model.layers.fallback)
     except _TrainingError as end:
         record |= {"status": end.status, "error": str(end)}
     except DataError:
@@ -163,35 +168,24 @@ def _train(
     with_test: bool,
     on_eval: OnEval | None,
 ) -> None:
-    """Fill in curve, metrics and cost of `record`; `_TrainingError` when it ends badly.
-
-    The gradient is that of the loss summed over time and divided by the batch size, for both
-    optimisers. Jozefowicz et al. 2015 say no more than "divided by batch size"; a mean over 35
-    steps as well would leave their learning rates of 0.1 to 5 and norms of 1 to 20 without effect.
-    """
-    optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer)
+    """Fill in curve, metrics and cost of `record`; `_TrainingError` when it ends badly."""
+    training = Step(model, task, settings)
     schedule = Schedule(budget, settings.lr, task.maximise)
     limit = DIVERGED * uniform_loss(task)
     deadline = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
-    state: Any = None
     total, count = 0.0, 0  # loss and scored steps since the last evaluation
     best: Tensor | None = None  # parameters of the best evaluation, kept for the test split
     model.train()
     for step, batch in enumerate(task.train_batches(derive_seed(record["seed"], "data")), start=1):
-        logits, state = model(batch.inputs, None if batch.first else _detach(state))  # (T, B, V)
-        logits, targets = scored(logits, batch)  # (N, V), (N,)
-        loss = summed_loss(task, logits, targets)
-        nats = loss.item()
-        if not nats <= limit * len(targets):  # true for NaN too
-            raise _TrainingError("diverged", f"training loss {nats / len(targets):.3g}", step)
-        optimizer.zero_grad()
-        (loss / batch.inputs.shape[1]).backward()
-        norm = optimizer.clip(settings.clip)
+        nats, scored = training.forward(batch)
+        if not nats <= limit * scored:  # true for NaN too
+            raise _TrainingError("diverged", f"training loss {nats / scored:.3g}", step)
+        norm = training.backward()
         if not math.isfinite(norm):
             raise _TrainingError("diverged", f"gradient norm {norm}", step)
-        optimizer.step(schedule.rate(step - 1))
+        training.update(schedule.rate(step - 1))
         record["cost"]["steps"] = step
-        total, count = total + nats, count + len(targets)
+        total, count = total + nats, count + scored
 
         if step % budget.eval_every == 0 or step == budget.steps:
             metrics = measure(model, task, "valid")
@@ -204,7 +198,7 @@ def _train(
             metrics = record["metrics"]
             if not metrics or _better(value, metrics[task.metric], task.maximise):
                 record["metrics"] = record["final"]
-                best = optimizer.copy() if with_test else None
+                best = training.optimizer.copy() if with_test else None
             total, count = 0.0, 0
             if on_eval is not None:
                 on_eval(*row)
@@ -214,15 +208,8 @@ def _train(
         if step % CLOCK_EVERY == 0 and time.monotonic() > deadline:
             raise _TrainingError("timeout", f"more than {budget.seconds:g} seconds", step)
     if best is not None:
-        optimizer.restore(best)
+        training.optimizer.restore(best)
         record["test"] = measure(model, task, "test")
-
-
-def _detach(state: Any) -> Any:
-    """The same values without their history: gradients end at the edge of the unrolled piece."""
-    if isinstance(state, tuple):
-        return tuple(_detach(part) for part in state)
-    return state if state is None else state.detach()
 
 
 def _better(value: float, than: float, maximise: bool) -> bool:
@@ -236,5 +223,5 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())

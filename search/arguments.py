@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
+from search.bench import request
 from search.versions import installed
 
 _CELL = "RUN:KEY, a zoo name or a .cell file"
@@ -35,6 +36,8 @@ def parser() -> Parser:
     _cells(command)
     data = commands.add_parser("data", help="data sets: list, fetch, path")
     _data(data.add_subparsers(metavar="list|fetch|path", required=True))
+    bench = commands.add_parser("bench", help="how fast this machine is: kernels")
+    _bench(bench.add_subparsers(metavar="kernels", required=True))
     doctor = command("doctor", "what this machine has, what it lacks, and how to get it")
     _json(doctor)
     return top
@@ -58,6 +61,14 @@ def _runs(command: Callable[[str, str], Parser]) -> None:
     made = command("inspect", "the leaderboard of a run, or everything about one cell")
     made.add_argument("target", help=f"a run directory, {_CELL}")
     made.add_argument("--top", type=whole(1), default=20, metavar="N", help="rows to show (20)")
+    made.add_argument(
+        "--schedule",
+        action="store_true",
+        help="how a cell is compiled: stages, stored values, FLOPs and bytes of a step",
+    )
+    made.add_argument(
+        "--hidden", type=whole(1), default=64, metavar="N", help="H and X for --schedule (64)"
+    )
     _json(made)
     made = command("report", "write the page of a run")
     _run(made)
@@ -99,6 +110,44 @@ def _data(kinds: argparse._SubParsersAction[Parser]) -> None:
     command("path", "the folders that are searched for data")
 
 
+def _bench(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "compiled cells beside what they replace, on one thread; about 8 minutes"
+    made = kinds.add_parser("kernels", help=text, description=f"{text}.".capitalize())
+    made.set_defaults(command="bench kernels")
+    made.add_argument(
+        "--cells", type=words, metavar="NAME,…", help=f"each {_CELL} (default: the zoo and mutants)"
+    )
+    made.add_argument(
+        "--shapes",
+        type=shape,
+        nargs="+",
+        default=request.SHAPES,
+        metavar="T,B,H",
+        help="time steps, batch rows, units and input width "
+        f"({' '.join(','.join(map(str, s)) for s in request.SHAPES)})",
+    )
+    made.add_argument(
+        "--mutants",
+        type=whole(0),
+        metavar="N",
+        help=f"random cells besides ({request.MUTANTS}; with --cells none)",
+    )
+    made.add_argument("--seed", type=whole(0), default=0, help="of mutants and numbers (0)")
+    made.add_argument("--dtype", choices=request.DTYPES, default="float32")
+    made.add_argument("--input-grad", action="store_true", help="gradients of the input as well")
+    made.add_argument(
+        "--interpreter", action="store_true", help="the interpreter for every cell and shape"
+    )
+    made.add_argument(
+        "--parts",
+        type=parts,
+        default=request.PARTS,
+        metavar="PART,…",
+        help=f"only these measurements ({','.join(request.PARTS)})",
+    )
+    _json(made)
+
+
 def _run(made: Parser) -> None:
     made.add_argument("run", help="the run directory")
 
@@ -133,3 +182,29 @@ def edits(text: str) -> tuple[int, int]:
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
         raise argparse.ArgumentTypeError(f"{text!r}, expected LOW-HIGH such as 1-3")
     return int(low), int(high)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`gru,lstm` as ("gru", "lstm")."""
+    found = tuple(text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected names with commas between them")
+    return found
+
+
+def shape(text: str) -> request.Shape:
+    """`35,20,64` as a shape."""
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) >= 1 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected T,B,H such as 35,20,64")
+    return request.Shape(*map(int, sizes))
+
+
+def parts(text: str) -> tuple[str, ...]:
+    """`rates,cells` as ("rates", "cells")."""
+    found = words(text)
+    for name in found:
+        if name not in request.PARTS:
+            known = ", ".join(request.PARTS)
+            raise argparse.ArgumentTypeError(f"no part {name!r}, expected some of {known}")
+    return found

@@ -152,6 +152,9 @@ def _inspect(options: argparse.Namespace) -> None:
     from reports import collect, tables
 
     target: str = options.target
+    if options.schedule:
+        _schedule(target, options.hidden, options.json)
+        return
     directory, colon, key = target.rpartition(":")
     if os.path.isdir(target) and target not in cg.zoo.names():
         run = collect.read(target)
@@ -172,6 +175,17 @@ def _inspect(options: argparse.Namespace) -> None:
             _print_json(tables.named_cell_data(cell, info))
         else:
             tables.named_cell_page(cell, info)
+
+
+def _schedule(target: str, hidden: int, as_json: bool) -> None:
+    from cellgraph.kernels.describe import schedule
+
+    cell = cg.load(target)
+    made = schedule(cell, hidden, hidden, widths=dict.fromkeys(cell.widths[1:], hidden))
+    if as_json:
+        _print_json(made.data())
+    else:
+        print(made.text())
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -273,6 +287,34 @@ def _data_path(options: argparse.Namespace) -> None:
         print(f"{label:<16} {folder or 'not set'}")
 
 
+def _bench_kernels(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from search.bench import kernels, summary
+    from search.bench.progress import Progress
+    from search.bench.request import MUTANTS, Request
+
+    mutants = options.mutants
+    if mutants is None:
+        mutants = MUTANTS if options.cells is None else 0
+    request = Request(
+        cells=options.cells,
+        shapes=tuple(options.shapes),
+        mutants=mutants,
+        seed=options.seed,
+        dtype=options.dtype,
+        input_grad=options.input_grad,
+        interpreter=options.interpreter,
+        parts=options.parts,
+    )
+    with Progress(Console(stderr=True)) as progress:
+        found = kernels.measure(request, progress)
+    if options.json:
+        _print_json(summary.data(found))
+    else:
+        print(summary.text(found))
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from search import doctor
 
@@ -307,6 +349,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "data list": _data_list,
     "data fetch": _data_fetch,
     "data path": _data_path,
+    "bench kernels": _bench_kernels,
     "doctor": _doctor,
 }
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cellgraph import CellError
+from cellgraph.kernels import compiler, libraries
 from evaluators.errors import DataError
 from search.errors import SearchError
 from search.versions import installed
@@ -58,38 +61,31 @@ def _torch() -> Iterator[Finding]:
     )
 
 
-def compiler() -> str | None:
-    """The system's C compiler: the first of $CC, cc, gcc, clang that exists."""
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
-    return None
-
-
 def _compiler() -> Iterator[Finding]:
-    name = compiler()
-    if name is None:
-        yield Finding(
-            "compiler",
-            "missing",
-            "no C compiler ($CC, cc, gcc, clang); install gcc or clang from your system's packages",
-        )
+    found = compiler.command()
+    if found is None:
+        detail = f"no C compiler ($CC, cc, gcc, clang); {compiler.how_to_get_one()}"
+        yield Finding("compiler", "missing", detail)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "one.c")
-        source.write_text("int one(void) { return 1; }\n")
-        done = subprocess.run(  # noqa: S603  # the user's own compiler on our own file
-            [name, "-shared", "-fPIC", "-o", str(Path(folder, "one.so")), str(source)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no message"])[0]
-        yield Finding("compiler", "missing", f"{name} cannot build a shared library: {why}")
+    with tempfile.TemporaryDirectory() as folder:  # not the cache: it is to run now
+        began = time.perf_counter()
+        try:
+            library = compiler.build(found, {"one": "int one(void) { return 1; }"}, Path(folder))
+            ctypes.CDLL(str(library)).one()
+        except (compiler.CompilerError, OSError) as error:
+            detail = f"{error}; {compiler.how_to_get_one()}"
+            yield Finding("compiler", "missing", detail)
+            return
+        spent = time.perf_counter() - began
+    yield Finding("compiler", "ok", f"{shlex.join(found)} builds a library in {spent:.2f} s")
+
+
+def _cache() -> Iterator[Finding]:
+    folder, problem = libraries.where()
+    if problem is None:
+        yield Finding("compiled cells", "ok", f"are kept in {folder}")
     else:
-        yield Finding("compiler", "ok", f"{name} builds shared libraries")
+        yield Finding("compiled cells", "note", f"are built again by every process: {problem}")
 
 
 def _ray() -> Iterator[Finding]:
@@ -145,6 +141,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _torch,
     _compiler,
+    _cache,
     _ray,
     _data,
     _disk,

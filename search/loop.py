@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from search.algorithms import Algorithm, Work
 from search.errors import SearchError
 from search.executor import Executor, Outcome
-from search.journal import CandidateRow, Journal, ResultRow, UnitRow
+from search.journal import CandidateRow, EventRow, Journal, ResultRow, UnitRow
 
 
 class Observer(Protocol):
@@ -117,7 +117,7 @@ class Loop:
             outcomes = self.executor.wait(0.5)
             rows = [_result(outcome) for outcome in outcomes]
             if rows:
-                self.journal.write(results=rows)
+                self.journal.write(results=rows, events=_fallbacks(rows))
                 self.results.update((row.unit, row) for row in rows)
             self.observer.waiting()
         return True
@@ -155,6 +155,16 @@ def _result(outcome: Outcome) -> ResultRow:
     return ResultRow(
         outcome.unit, outcome.status, records, outcome.seconds, outcome.worker, outcome.attempts
     )
+
+
+def _fallbacks(rows: Sequence[ResultRow]) -> list[EventRow]:
+    """An event for every unit that ran on the eager backend because its cell could not be built:
+    its numbers differ in the last places from those of compiled code."""
+    events = []
+    for row in rows:
+        reasons = dict.fromkeys(r["fallback"] for r in row.records if "fallback" in r)
+        events += [EventRow("eager_fallback", {"unit": row.unit, "reason": r}) for r in reasons]
+    return events
 
 
 def _records(work: Work, result: ResultRow) -> list[Mapping[str, Any]]:

@@ -21,7 +21,10 @@ ALLOWED = {
     "reports": ("reports", "search.journal", "search.errors", "cellgraph"),
 }
 # Files of cellgraph that touch tensors; all others are free of torch.
-TENSORS = ("interpret.py", "eager.py", "layer.py", "torch_source.py")
+TENSORS = (
+    *("interpret.py", "backends.py", "eager.py", "native.py", "layer.py"),
+    "torch_source.py",
+)
 
 
 def imports(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Where data are looked for, and where what was worked out once is kept.
 
 Lives here: the two directories and looking for a file in them. Nothing else in the project reads
-$CELLSEARCH_DATA, $CELLSEARCH_CACHE or $XDG_CACHE_HOME.
+$CELLSEARCH_DATA; which directory the cache is, cellgraph/cache.py says.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cellgraph import CellError, cache
 from evaluators.data.catalogue import DataSet
 from evaluators.errors import DataError
 
 DATA_VARIABLE = "CELLSEARCH_DATA"
-CACHE_VARIABLE = "CELLSEARCH_CACHE"
 
 
 def data_directory() -> Path | None:
@@ -24,22 +24,18 @@ def data_directory() -> Path | None:
 
 def cache_directory() -> Path:
     """$CELLSEARCH_CACHE, else $XDG_CACHE_HOME/cellsearch, else ~/.cache/cellsearch."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return expanded(f"${CACHE_VARIABLE}", named)
-    # The XDG specification: a relative path there is invalid and to be ignored.
-    shared = expanded("$XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    if not shared.is_absolute():
-        shared = expanded("the cache", "~/.cache")
-    return shared / "cellsearch"
+    try:
+        return cache.directory()
+    except CellError as error:
+        raise DataError(str(error)) from error
 
 
 def expanded(what: str, named: Path | str) -> Path:
     """A directory with ~ and ~user replaced; DataError, which begins with `what`, if it cannot."""
     try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{what}: there is no home directory for {str(named)!r}") from error
+        return cache.expanded(what, named)
+    except CellError as error:
+        raise DataError(str(error)) from error
 
 
 def read(file: Path) -> bytes:

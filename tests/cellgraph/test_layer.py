@@ -157,7 +157,7 @@ def test_a_hidden_size_of_one() -> None:
 
 
 def test_second_derivatives() -> None:
-    layer = compiled("mut1", x=2, hidden=2)
+    layer = compiled("mut1", x=2, hidden=2, backend="eager")
     names = [name for name, _ in layer.named_parameters()]
     x, state = entering(layer, 2, 1)
 

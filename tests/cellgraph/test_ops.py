@@ -135,7 +135,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tensor]:
             "no C compiler found (CC, cc, gcc, clang): the C column of the op table is not compared"
         )
     folder = tmp_path_factory.mktemp("ops")
-    source = ["#include <tgmath.h>"]
+    source = [
+        "#include <tgmath.h>",
+        "#define sigmoid(x) (1 / (1 + exp(-(x))))",
+        "#define select(condition, yes, no) ((condition) ? (yes) : (no))",
+    ]
     for op, real in itertools.product(OPS.values(), ("float", "double")):
         args = [f"a{i}" for i in range(op.arity)]
         arrays = ", ".join(f"const {real} *in_{a}" for a in args)

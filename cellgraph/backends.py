@@ -1,0 +1,127 @@
+"""What computes a sequence: the backends by name, and the choice between them.
+
+A backend is made for one cell and called as `eager.Runner` documents. Parameters, shapes and state
+are the layer's business (`layer.py`); so a layer may change its backend between two calls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cellgraph import eager
+from cellgraph.errors import CellError
+from cellgraph.graph import CellGraph
+from cellgraph.kernels import compiler, native
+
+
+class Runner(Protocol):
+    """All time steps of one layer in one direction."""
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+
+class Native:
+    """Compiled C, or an error that says why not."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.runner = native.Runner(cell)
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if (why := unsuited(x)) is not None:
+            raise CellError(f'the native backend cannot run {why}, expected backend="eager"')
+        try:
+            self.runner.kernel(x.dtype)
+        except compiler.CompilerError as error:
+            raise CellError(f"the native backend cannot be built: {error}") from error
+        return self.runner(params, x, state, mask, tokens)
+
+
+class Auto:
+    """Native where it can run, eager elsewhere. `fallback` says why not native, where that is the
+    compiler's fault."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.native, self.eager = native.Runner(cell), eager.Runner(cell)
+        self.fallback: str | None = None
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.fallback is None and unsuited(x) is None:
+            try:
+                self.native.kernel(x.dtype)
+            except compiler.CompilerError as error:
+                self.fallback = str(error)
+                _say_once(self.fallback)
+            else:
+                return self.native(params, x, state, mask, tokens)
+        return self.eager(params, x, state, mask, tokens)
+
+
+#: "auto" comes first: it is the default.
+BACKENDS: dict[str, Callable[[CellGraph], Runner]] = {
+    "auto": Auto,
+    "native": Native,
+    "eager": eager.Runner,
+}
+
+
+def check_backend(name: str) -> str:
+    """The name, if there is such a backend. Raises `CellError`."""
+    if name not in BACKENDS:
+        raise CellError(f"no backend named {name!r}, expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+def unsuited(x: Tensor) -> str | None:
+    """What about a call keeps it from native code; None when nothing does."""
+    if 0 in x.shape:
+        return "without rows"
+    if x.device.type != "cpu":
+        return f"on {x.device}"
+    if x.dtype not in native.DTYPES:
+        return f"with {x.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "under autocast"
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or tracing:
+        return "while its caller is traced"
+    return None
+
+
+_said: set[str] = set()
+
+
+def _say_once(reason: str) -> None:
+    """Warn about slow cells, once a process and reason."""
+    if reason not in _said:
+        _said.add(reason)
+        warnings.warn(
+            f"cells run on the eager backend, several times slower: {reason}",
+            RuntimeWarning,
+            stacklevel=5,
+        )

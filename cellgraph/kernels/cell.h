@@ -1,0 +1,61 @@
+/* What every generated cell starts from: vectors, matrix products, rows. */
+#ifndef CELL_H
+#define CELL_H
+
+#include "vector.h"
+#include "matrix.h"
+
+/* Rows inside the kernels are padded to whole vectors; the lanes behind a row's end hold anything. */
+static inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* A vector of n elements that may be read in whole vectors: itself, or a copy at *room. */
+static inline const real *whole(const real *from, long n, real **room)
+{
+    if (n % LANES == 0)
+        return from;
+    real *const to = *room;
+    *room += padded(n);
+    memset(to, 0, padded(n) * sizeof(real));
+    memcpy(to, from, n * sizeof(real));
+    return to;
+}
+
+static inline void copy_rows(real *to, long to_stride, const real *from, long from_stride, long rows,
+                             long n)
+{
+    for (long r = 0; r < rows; r++)
+        memcpy(to + r * to_stride, from + r * from_stride, n * sizeof(real));
+}
+
+/* `from` NULL: zeros. */
+static inline void set_rows(real *to, long stride, const real *from, long rows, long n)
+{
+    if (from)
+        copy_rows(to, stride, from, n, rows, n);
+    else
+        memset(to, 0, rows * stride * sizeof(real));
+}
+
+/* to += from over n elements, n a multiple of LANES. */
+static inline void add_row(real *to, const real *from, long n)
+{
+    for (long j = 0; j < n; j += LANES)
+        store(to + j, load(to + j) + load(from + j));
+}
+
+/* The gradient of a row of x; rows that look up one entry of a table share it. */
+static inline void give(real *to, V gradient, long n, int shared)
+{
+    if (shared)
+        gradient += load_part(to, n);
+    store_part(to, gradient, n);
+}
+
+static inline real *part(real **room, long elements)
+{
+    real *const begin = *room;
+    *room += elements;
+    return begin;
+}
+
+#endif

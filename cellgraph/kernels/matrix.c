@@ -1,0 +1,393 @@
+/* Matrix products for recurrent cells: small m, one weight matrix used in every time step.
+
+Layout. A weight matrix is packed once a sequence into panels of NR columns, the last as narrow as
+whole vectors allow. Within a panel the columns of one depth index lie side by side and the next
+depth index follows, so that a product reads its panels from front to back, one stream. The left
+operand is read in place, element by element.
+
+Tiles. All arithmetic happens in `tile`: up to ROWS rows times one panel, kept in registers while
+it walks along the depth. Six rows times four vectors are 24 sums, 4 vectors of the panel and the
+element of `a` that goes to all lanes: 29 of 32 registers, 10 loads for 24 multiply-adds. With 16
+registers a panel has two vectors: 12 + 2 + 1. A multiply-add takes 4 cycles and two start in each,
+so at least 8 sums must be on their way; a panel of one vector gets up to 12 rows for that. Rows are
+spread evenly: 20 are 5 + 5 + 5 + 5, since 6 + 6 + 6 + 2 would starve the last tile.
+
+Blocks. A panel is cut at DEPTH: 256 KB stay in the second-level cache while all rows go past it.
+Many rows are cut into blocks of `a` of A_BLOCK bytes, which stay there too; a block has at least
+MIN_ROWS rows, enough to pay for fetching the panels again. Sums start at zero and `c` is added at
+the end, requested at the beginning: a tape of gates is too large for the caches.
+
+Nothing is padded in depth, and columns of padding never leave the registers or the edge buffer:
+whatever zero times infinity gives there, it reaches no real column. */
+
+#include <string.h>
+
+#include "vector.h"
+#include "matrix.h"
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define VECTORS 4 /* of a panel: 32 registers */
+#else
+#define VECTORS 2
+#endif
+#define NR (VECTORS * LANES)
+
+enum {
+    ROWS = 6,
+    ROWS_NARROW = 12, /* of a tile one vector wide */
+    DEPTH = 4096 / sizeof(real),
+    A_BLOCK = 128 * 1024,
+    MIN_ROWS = 24,
+    LINE = 64 / sizeof(real),  /* a cache line */
+    SLICE = 192 / sizeof(real) /* columns of `a` that `gradients` packs at a time: whole lines */
+};
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* What p points to is to be found out again from here on. Else gcc keeps the addresses of all sums
+across the loop over the depth, where registers are wanted: up to 7 % slower. */
+#define OPAQUE(p) __asm__("" : "+r"(p))
+
+static inline long lesser(long a, long b) { return a < b ? a : b; }
+static inline long greater(long a, long b) { return a > b ? a : b; }
+static inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
+static inline long parts(long n, long most) { return (n + most - 1) / most; }
+
+/* What tiles have in common. Strides are in elements; a step goes to the next depth index. */
+typedef struct {
+    long depth;
+    long left, segment, gap; /* steps until `a` skips a gap, steps between gaps, the gap */
+    long a_row, a_step, b_step, c_row;
+    int accumulate;
+    const real *ahead; /* to be prefetched meanwhile, or NULL: `depth` rows */
+    long ahead_row, ahead_columns;
+} Job;
+
+typedef void Tile(const Job *job, const real *a, const real *b, real *c, const real *ahead);
+
+INLINE void tile(const int rows, const int vectors, const int prefetch, const Job *job,
+                 const real *a, const real *b, real *c, const real *ahead)
+{
+    const long a_row = job->a_row, a_step = job->a_step, b_step = job->b_step;
+    long depth = job->depth, left = job->left;
+    V sum[ROWS_NARROW][VECTORS];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            sum[i][j] = (V){0};
+    if (job->accumulate) {
+        const real *row = c;
+        UNROLL for (int i = 0; i < rows; i++) {
+            UNROLL for (int j = 0; j < vectors; j++)
+                if (j * sizeof(V) % 64 == 0)
+                    __builtin_prefetch(row + j * LANES, 1);
+            row += job->c_row;
+            OPAQUE(row);
+        }
+    }
+    for (;;) {
+        long steps = lesser(left, depth);
+        depth -= steps;
+        do {
+            V panel[VECTORS];
+            UNROLL for (int j = 0; j < vectors; j++)
+                panel[j] = load(b + j * LANES);
+            if (prefetch) {
+                __builtin_prefetch(ahead, 0, 2);
+                ahead += job->ahead_row;
+            }
+            UNROLL for (int i = 0; i < rows; i++) {
+                const V x = splat(a[i * a_row]);
+                UNROLL for (int j = 0; j < vectors; j++)
+                    sum[i][j] += x * panel[j];
+            }
+            a += a_step;
+            b += b_step;
+        } while (--steps != 0);
+        if (depth == 0)
+            break;
+        a += job->gap;
+        left = job->segment;
+    }
+    OPAQUE(job);
+    const int accumulate = job->accumulate;
+    const long c_row = job->c_row;
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int j = 0; j < vectors; j++) {
+            if (accumulate)
+                sum[i][j] += load(c + j * LANES);
+            store(c + j * LANES, sum[i][j]);
+        }
+        c += c_row;
+        OPAQUE(c);
+    }
+}
+
+#define TILE(name, rows, vectors, prefetch)                                                        \
+    static void name##_##rows(const Job *job, const real *a, const real *b, real *c,               \
+                              const real *ahead)                                                   \
+    {                                                                                              \
+        tile(rows, vectors, prefetch, job, a, b, c, ahead);                                        \
+    }
+#define TILES(name, vectors, prefetch)                                                             \
+    TILE(name, 1, vectors, prefetch) TILE(name, 2, vectors, prefetch)                              \
+    TILE(name, 3, vectors, prefetch) TILE(name, 4, vectors, prefetch)                              \
+    TILE(name, 5, vectors, prefetch) TILE(name, 6, vectors, prefetch)
+#define TABLE(name) name##_1, name##_2, name##_3, name##_4, name##_5, name##_6
+
+TILES(one, 1, 0)
+TILE(one, 7, 1, 0) TILE(one, 8, 1, 0) TILE(one, 9, 1, 0)
+TILE(one, 10, 1, 0) TILE(one, 11, 1, 0) TILE(one, 12, 1, 0)
+TILES(two, 2, 0)
+#if VECTORS == 4
+TILES(three, 3, 0)
+TILES(four, 4, 0)
+#endif
+TILES(prefetching, VECTORS, 1)
+
+static Tile *const tiles[VECTORS + 1][ROWS_NARROW] = {
+    {TABLE(one), one_7, one_8, one_9, one_10, one_11, one_12},
+    {TABLE(two)},
+#if VECTORS == 4
+    {TABLE(three)},
+    {TABLE(four)},
+#endif
+    {TABLE(prefetching)},
+};
+
+/* m rows times the n columns of one panel. If they do not fill its vectors: through a buffer. */
+static void times_panel(const Job *job, long m, long n, const real *a, const real *b, real *c)
+{
+    const long vectors = parts(n, LANES), count = parts(m, vectors == 1 ? ROWS_NARROW : ROWS);
+    const long shorter = m / count, taller = m % count;
+    Job edged;
+    real edge[ROWS_NARROW * NR];
+    if (n % LANES != 0) {
+        edged = *job;
+        edged.c_row = vectors * LANES;
+        edged.accumulate = 0;
+    }
+    /* One line of each row a tile; they need not begin with one, so there is one line more. */
+    const long lines = job->ahead && vectors == VECTORS ? parts(job->ahead_columns, LINE) + 1 : 0;
+    for (long t = 0; t < count; t++) {
+        const long rows = shorter + (t < taller);
+        const int prefetch = t < lines;
+        const real *const ahead =
+            prefetch ? job->ahead + lesser(t * LINE, job->ahead_columns - 1) : NULL;
+        Tile *const run = tiles[prefetch ? VECTORS : vectors - 1][rows - 1];
+        if (n % LANES == 0) {
+            run(job, a, b, c, ahead);
+        } else {
+            run(&edged, a, b, edge, ahead);
+            for (long i = 0; i < rows; i++)
+                for (long j = 0; j < n; j += LANES) {
+                    real *const to = c + i * job->c_row + j;
+                    V sum = load(edge + i * edged.c_row + j);
+                    if (job->accumulate)
+                        sum += load_part(to, n - j);
+                    store_part(to, sum, n - j);
+                }
+        }
+        a += rows * job->a_row;
+        c += rows * job->c_row;
+    }
+}
+
+static void product(long m, long n, long k, long segment, long stride, const real *a, long lda,
+                    const real *panels, real *c, long ldc, int accumulate)
+{
+    if (segment >= k || segment == stride)
+        segment = stride = k;
+    const long rows = parts(m, parts(m, greater(A_BLOCK / sizeof(real) / k, MIN_ROWS)));
+    const long depth = parts(k, parts(k, DEPTH));
+    for (long i = 0; i < m; i += rows)
+        for (long j = 0; j < n; j += NR) {
+            const long columns = lesser(NR, n - j), width = round_up(columns, LANES);
+            for (long d = 0; d < k; d += depth) {
+                const long whole = segment < k ? d / segment : 0;
+                const Job job = {
+                    .depth = lesser(depth, k - d),
+                    .left = (whole + 1) * segment - d,
+                    .segment = segment,
+                    .gap = stride - segment,
+                    .a_row = lda,
+                    .a_step = 1,
+                    .b_step = width,
+                    .c_row = ldc,
+                    .accumulate = accumulate || d > 0,
+                };
+                const real *const from = a + i * lda + whole * (stride - segment) + d;
+                times_panel(&job, lesser(rows, m - i), columns, from, panels + k * j + d * width,
+                            c + i * ldc + j);
+            }
+        }
+}
+
+/* The lower or upper halves of a and b, their lanes alternating. */
+#if LANES == 16
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#elif LANES == 4
+#define LOWER 0, 4, 1, 5
+#define UPPER 2, 6, 3, 7
+#else
+#define LOWER 0, 2
+#define UPPER 1, 3
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
+#endif
+
+/* to[k * width + c] = from[c * stride + k] for c < LANES, k < rows; zero for c >= columns.
+Interleaving the first half of the vectors with the second doubles the length of the runs that
+belong to one column of the result: log2(LANES) times, and it is transposed. */
+INLINE void transpose(real *to, long width, const real *from, long stride, long columns, long rows)
+{
+    V v[LANES], w[LANES];
+    UNROLL for (int c = 0; c < LANES; c++)
+        v[c] = c < columns ? load_part(from + c * stride, rows) : (V){0};
+    UNROLL for (int run = 1; run < LANES; run *= 2) {
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            w[2 * i] = SHUFFLE(v[i], v[i + LANES / 2], LOWER);
+            w[2 * i + 1] = SHUFFLE(v[i], v[i + LANES / 2], UPPER);
+        }
+        UNROLL for (int i = 0; i < LANES; i++)
+            v[i] = w[i];
+    }
+    UNROLL for (int k = 0; k < LANES; k++)
+        if (k < rows)
+            store(to + k * width, v[k]);
+}
+
+/* `pack` for panels of any number of columns. */
+static void pack_panels(long panel, real *panels, long depth, long columns, long k0, long c0,
+                        long rows, long cols, const real *source, long row_stride, long col_stride)
+{
+    const long end = c0 + cols;
+    for (long c = c0, n; c < end; c += n, source += n * col_stride) {
+        const long first = c / panel * panel;
+        const long width = lesser(panel, round_up(columns, LANES) - first);
+        n = lesser(first + panel, end) - c;
+        real *const to = panels + depth * first + k0 * width + c - first;
+        if (col_stride == 1) {
+            for (long k = 0; k < rows; k++) {
+                const real *const from = source + k * row_stride;
+                const real *const ahead = source + lesser(k + 16, rows - 1) * row_stride;
+                for (long j = 0; j < n; j += LANES) {
+                    __builtin_prefetch(ahead + j); /* rows may be pages apart */
+                    store(to + k * width + j, load_part(from + j, n - j));
+                }
+            }
+        } else if (row_stride == 1) {
+            for (long j = 0; j < n; j += LANES)
+                for (long k = 0; k < rows; k += LANES) {
+                    real *const corner = to + k * width + j;
+                    const real *const from = source + j * col_stride + k;
+                    if (n - j >= LANES && rows - k >= LANES)
+                        transpose(corner, width, from, col_stride, LANES, LANES);
+                    else
+                        transpose(corner, width, from, col_stride, n - j, rows - k);
+                }
+        } else {
+            for (long k = 0; k < rows; k++)
+                for (long j = 0; j < round_up(n, LANES); j++)
+                    to[k * width + j] = j < n ? source[k * row_stride + j * col_stride] : 0;
+        }
+    }
+}
+
+static void pack(real *panels, long depth, long columns, long k0, long c0, long rows, long cols,
+                 const real *source, long row_stride, long col_stride)
+{
+    pack_panels(NR, panels, depth, columns, k0, c0, rows, cols, source, row_stride, col_stride);
+}
+
+static long gradients_work(long count, const long *m, long n, long rows)
+{
+    (void)count, (void)m; /* one slice of one operand is packed at a time */
+    return lesser(rows, DEPTH) * (round_up(n, LANES) + SLICE);
+}
+
+/* Depth is the rows of both operands here, cut into blocks. Up to two panels wide, an element takes
+part in too few multiply-adds to pay for packing it: both are read in place, in shorter blocks (a
+row of `a` may lie in a page of its own). Else b's block becomes panels, and each slice of a's goes
+through all of them while the first panel's tiles prefetch the next slice. */
+static void gradients(long count, long rows, const real *const *a, const long *m, long lda,
+                      const real *b, long n, long ldb, real *const *c, const int *accumulate,
+                      real *work)
+{
+    const int in_place = n <= 2 * NR, b_in_place = in_place && n % LANES == 0;
+    const long most = parts(rows, parts(rows, in_place ? DEPTH / 2 : DEPTH));
+    for (long r = 0; r < rows; r += most) {
+        const long depth = lesser(most, rows - r);
+        const real *const right = b_in_place ? b + r * ldb : work;
+        real *const slice = work + depth * round_up(n, LANES);
+        if (!b_in_place)
+            pack_panels(NR, work, depth, n, 0, 0, depth, n, b + r * ldb, ldb, 1);
+        for (long i = 0; i < count; i++) {
+            const long tall = in_place ? m[i] : SLICE;
+            for (long p = 0; c[i] && p < m[i]; p += tall) {
+                const real *const left = a[i] + r * lda + p;
+                const long height = lesser(tall, m[i] - p);
+                Job job = {
+                    .depth = depth,
+                    .left = depth,
+                    .a_row = 1,
+                    .a_step = in_place ? lda : round_up(height, LANES),
+                    .c_row = n,
+                    .accumulate = accumulate[i] || r > 0,
+                    .ahead_row = lda,
+                };
+                if (!in_place) {
+                    pack_panels(SLICE, slice, depth, height, 0, 0, depth, height, left, lda, 1);
+                    if (p + tall < m[i]) {
+                        job.ahead = left + tall;
+                        job.ahead_columns = lesser(tall, m[i] - p - tall);
+                    } else if (i + 1 < count && c[i + 1]) {
+                        job.ahead = a[i + 1] + r * lda;
+                        job.ahead_columns = lesser(tall, m[i + 1]);
+                    }
+                }
+                for (long j = 0; j < n; j += NR, job.ahead = NULL) {
+                    const long columns = lesser(NR, n - j);
+                    job.b_step = b_in_place ? ldb : round_up(columns, LANES);
+                    times_panel(&job, height, columns, in_place ? left : slice,
+                                right + (b_in_place ? j : depth * j), c[i] + p * n + j);
+                }
+            }
+        }
+    }
+}
+
+/* Four rows at a time, as they lie in memory; the sums stay in the first-level cache. */
+static void column_sums(long rows, long n, const real *a, long lda, real *out, int accumulate)
+{
+    if (!accumulate)
+        memset(out, 0, n * sizeof(real));
+    for (; rows >= 4; rows -= 4, a += 4 * lda)
+        for (long j = 0; j < n; j += LANES) {
+            const long left = n - j;
+            const V even = load_part(a + j, left) + load_part(a + 2 * lda + j, left);
+            const V odd = load_part(a + lda + j, left) + load_part(a + 3 * lda + j, left);
+            store_part(out + j, load_part(out + j, left) + (even + odd), left);
+        }
+    for (; rows > 0; rows--, a += lda)
+        for (long j = 0; j < n; j += LANES)
+            store_part(out + j, load_part(out + j, n - j) + load_part(a + j, n - j), n - j);
+}
+
+const Matrix *matrix_functions(void)
+{
+    static const Matrix functions = {pack, product, gradients_work, gradients, column_sums};
+    return &functions;
+}
+
+long lanes(void) { return LANES; }

@@ -1,0 +1,435 @@
+"""The native backend: a plan as compiled C, called on tensors, with its gradient.
+
+One call of a compiled function computes a whole sequence, forward or backward; nothing of Python
+happens between time steps. What the backward pass needs stays in one buffer, the tape, which it
+overwrites with gradients: whoever goes back twice through one sequence (`retain_graph=True`) pays
+for a second forward pass. Letters: T time steps, B batch rows, R rows of all steps together (T·B,
+or fewer where sequences differ in length), X input width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellgraph.errors import CellError
+from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, CellGraph, Node, topological
+from cellgraph.kernels import compiler
+from cellgraph.kernels.emit import emit
+from cellgraph.kernels.layout import Layout, layout
+from cellgraph.kernels.matrix import Matrices
+from cellgraph.kernels.plan import Plan, Product
+from cellgraph.kernels.planner import plan
+from cellgraph.ops import OPS
+
+DTYPES = (torch.float32, torch.float64)
+CHUNK_ROWS = 64  #: rows of hoisted products that a pass without gradients computes at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a sequence: B at most a step, fewer as sequences end; `starts` (T + 1) int64.
+
+    With `tokens` (R,) int64 the row inputs are tables of `entries` rows, from which the rows of
+    the sequence are looked up.
+    """
+
+    steps: int
+    rows: int
+    starts: Tensor | None = None
+    tokens: Tensor | None = None
+    entries: int = 0
+
+    @property
+    def total(self) -> int:
+        """R."""
+        return self.steps * self.rows if self.starts is None else int(self.starts[-1])
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Everything about one shape of call."""
+
+    array: Any  # ctypes long[]
+    tape: int  # elements
+    histories: tuple[int, ...]  # elements of each
+    room: int
+    room_back: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward call returns. `kept` holds tape and histories."""
+
+    output: Tensor
+    last: tuple[Tensor, ...]
+    kept: Tensor
+
+
+def prepare(cells: Sequence[CellGraph], dtype: torch.dtype = torch.float32) -> None:
+    """Compile many cells in one run of the compiler, a few times faster than one by one; those
+    that the cache has are only loaded. Raises `CompilerError`."""
+    units = [emit(plan(cell)).unit() for cell in cells]
+    compiler.load(units, double=dtype == torch.float64)
+
+
+class Kernel:
+    """The compiled functions of one cell for one real type."""
+
+    def __init__(self, cell: CellGraph, dtype: torch.dtype) -> None:
+        """Raises `CompilerError`."""
+        self.dtype = dtype
+        self.plan: Plan = plan(cell)
+        self.layout: Layout = layout(self.plan)
+        self.matrices = Matrices(double=dtype == torch.float64)
+        text = emit(self.plan)
+        (library,) = compiler.load([text.unit()], double=dtype == torch.float64)
+        self._forward = getattr(library, text.forward)
+        self._backward = getattr(library, text.backward)
+        self._forward.restype = self._backward.restype = None
+        self._sizes: dict[tuple[Any, ...], _Sizes] = {}
+        cores = self.plan.core
+        self.row_widths = [str(cores.width[r]) for r in cores.rows]
+        self.state_widths = [s.width for s in cores.cell.states]
+        self.output_width = str(cores.width[cores.output])
+        self.matrix_names = cores.matrices()
+        self.width_sources = self._find_widths()
+        summed = {leaf for _, leaf in self.plan.sums}
+        summed |= {leaf for leaf, _ in self.plan.accumulated}
+        self.static_moves = [leaf in summed for leaf in cores.statics]
+        backed = {p.operand for p in self.plan.rows_back} | set(self.plan.adjoint.rows)
+        self.row_moves = [row in backed for row in cores.rows]
+        self.row_added = [row in self.plan.adjoint.rows for row in cores.rows]
+
+    # -- sizes
+
+    def _find_widths(self) -> dict[str, tuple[int, int]]:
+        """For every width: which of the tensors of a call has it, in which axis."""
+        cores = self.plan.core
+        params = {p.name: p for p in cores.cell.params}
+        axes: list[tuple[str | None, ...]] = [
+            (None, name) for name in (*self.row_widths, *self.state_widths)
+        ]
+        axes += [(params[name].rows, params[name].cols) for name in self.matrix_names]
+        axes += [(cores.width[leaf],) for leaf in cores.statics]
+        found: dict[str, tuple[int, int]] = {}
+        for at, names in enumerate(axes):
+            for axis, name in enumerate(names):
+                if name is not None:
+                    found.setdefault(name, (at, axis))
+        return found
+
+    def sizes(self, batch: Batch, widths: Mapping[str, int], recording: bool) -> _Sizes:
+        """How large everything is for a call; remembered."""
+        values = tuple(widths[w] for w in self.layout.widths)
+        key = (batch.steps, batch.rows, batch.total, batch.entries, recording, values)
+        if key not in self._sizes:
+            if len(self._sizes) > 256:  # lengths of real sentences come in thousands of shapes
+                self._sizes.clear()
+            self._sizes[key] = self._measure(batch, dict(widths), recording)
+        return self._sizes[key]
+
+    def _measure(self, batch: Batch, widths: dict[str, int], recording: bool) -> _Sizes:
+        lanes = self.matrices.lanes
+        wide = {w: -(-n // lanes) * lanes for w, n in widths.items()}
+        plan_ = self.plan
+        row = sum(wide[w] for w in plan_.columns)
+        if row * self.dtype.itemsize % 2048 == 0:
+            row += lanes  # rows a power of two apart fall into the same few sets of the cache
+        chunk = batch.steps if recording else max(1, CHUNK_ROWS // batch.rows)
+        chunk = min(chunk, batch.steps)
+        first = (batch.steps, batch.rows, batch.entries, chunk, int(recording), row)
+        array = [*first, *(widths[w] for w in self.layout.widths)]
+        table = batch.entries * row
+        tape_rows = batch.total if recording else chunk * batch.rows
+        history_rows = batch.total + batch.rows if recording else 2 * batch.rows
+        width_of = plan_.adjoint.width
+        statics = sum(wide[str(w)] for n in plan_.core.statics if (w := width_of[n]) is not None)
+
+        def forward_pack(product: Product) -> int:
+            columns = sum(wide[plan_.columns[c]] for c in product.columns)
+            return widths[str(width_of[product.operand])] * columns
+
+        def backward_pack(product: Product) -> int:
+            depth = sum(widths[plan_.columns[c]] for c in product.columns)
+            return depth * wide[str(width_of[product.operand])]
+
+        ahead = [*plan_.hoisted, *(p for phase in plan_.forward for p in phase.products)]
+        back = [p for phase in plan_.backward for p in phase.products]
+        back += [*plan_.states_back, *plan_.rows_back]
+        room_back = statics + table + sum(backward_pack(p) for p in back)
+        room_back += batch.rows * sum(wide[w] for w in plan_.work)
+        room_back += 2 * batch.rows * sum(wide[w] for w in self.state_widths)
+        room_back += sum(wide[w] for _, w in plan_.accumulated)
+        room_back += max(
+            (
+                self.matrices.gradients_work(
+                    [widths[plan_.columns[c]] for c in p.columns],
+                    widths[str(width_of[p.operand])],
+                    max(batch.total, batch.entries),
+                )
+                for p in plan_.gradients
+            ),
+            default=0,
+        )
+        return _Sizes(
+            array=(ctypes.c_long * len(array))(*array),
+            tape=tape_rows * row,
+            histories=tuple(history_rows * wide[w] for w in self.state_widths),
+            room=statics + table + sum(forward_pack(p) for p in ahead),
+            room_back=room_back,
+        )
+
+    def _widths(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """Concrete widths, read off the tensors."""
+        return {name: tensors[at].shape[axis] for name, (at, axis) in self.width_sources.items()}
+
+    # -- calls
+
+    def forward(self, batch: Batch, tensors: Sequence[Tensor], recording: bool) -> Outcome:
+        """`tensors`, contiguous: row inputs (R, ·), first states (B, ·), matrices, statics."""
+        widths = self._widths(tensors)
+        sizes = self.sizes(batch, widths, recording)
+        x = tensors[0]
+        output = x.new_empty(batch.total, widths[self.output_width])
+        last = tuple(x.new_empty(batch.rows, widths[w]) for w in self.state_widths)
+        kept = x.new_empty(sizes.tape + sum(sizes.histories))
+        room = x.new_empty(sizes.room)
+        pointers = self._pointers(batch, tensors, kept, sizes, room, output, last)
+        array = (ctypes.c_void_p * len(pointers))(*pointers)
+        self._forward(self.matrices.pointer, sizes.array, array)
+        return Outcome(output, last, kept)
+
+    def _pointers(
+        self,
+        batch: Batch,
+        tensors: Sequence[Tensor],
+        kept: Tensor,
+        sizes: _Sizes,
+        room: Tensor,
+        output: Tensor | None,
+        last: Sequence[Tensor | None],
+    ) -> list[int | None]:
+        rows, states = self.layout.rows, self.layout.states
+        given = [t.data_ptr() for t in tensors]
+        histories, at = [], kept.data_ptr() + sizes.tape * kept.itemsize
+        for size in sizes.histories:
+            histories.append(at)
+            at += size * kept.itemsize
+        return [
+            None if batch.starts is None else batch.starts.data_ptr(),
+            None if batch.tokens is None else batch.tokens.data_ptr(),
+            kept.data_ptr(),
+            room.data_ptr(),
+            None if output is None else output.data_ptr(),
+            *given[: rows + states],
+            *(None if t is None else t.data_ptr() for t in last),
+            *histories,
+            *given[rows + states :],
+        ]
+
+    def backward(
+        self,
+        batch: Batch,
+        tensors: Sequence[Tensor],
+        kept: Tensor,
+        wanted: Sequence[bool],
+        output: Tensor | None,
+        last: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """Gradients of `tensors`, where wanted; `kept` is consumed."""
+        widths = self._widths(tensors)
+        sizes = self.sizes(batch, widths, recording=True)
+        x = tensors[0]
+        if output is None:
+            output = x.new_zeros(batch.total, widths[self.output_width])
+        rows, states, matrices = self.layout.rows, self.layout.states, self.layout.matrices
+        moves = [*self.row_moves, *[True] * (states + matrices), *self.static_moves]
+        if batch.tokens is not None:  # entries that no row looks up keep a zero
+            moves[:rows] = [
+                m and not added for m, added in zip(moves, self.row_added, strict=False)
+            ]
+        grads = [
+            None
+            if not want
+            else torch.empty_like(t)
+            if move
+            else torch.zeros_like(t)  # nothing reaches it, or everything is added to it
+            for t, want, move in zip(tensors, wanted, moves, strict=True)
+        ]
+        room = x.new_empty(sizes.room_back)
+        addresses = [None if g is None else g.data_ptr() for g in grads]
+        lasts = [None if t is None else t.contiguous() for t in last]
+        output = output.contiguous()
+        pointers = [
+            *self._pointers(batch, tensors, kept, sizes, room, None, [None] * states),
+            output.data_ptr(),
+            *addresses[: rows + states],
+            *(None if t is None else t.data_ptr() for t in lasts),
+            *addresses[rows + states :],
+        ]
+        array = (ctypes.c_void_p * len(pointers))(*pointers)
+        self._backward(self.matrices.pointer, sizes.array, array)
+        return grads
+
+
+class _Sequence(torch.autograd.Function):
+    """A kernel as a differentiable function of its tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, batch: Batch, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outcome = kernel.forward(batch, tensors, recording=True)
+        ctx.kernel, ctx.batch, ctx.kept = kernel, batch, outcome.kept
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return (outcome.output, *outcome.last)
+
+    @staticmethod
+    def backward(ctx: Any, output: Tensor | None, *last: Tensor | None) -> Any:
+        tensors = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:  # a second time through the same graph
+            kept = ctx.kernel.forward(ctx.batch, tensors, recording=True).kept
+        with torch.no_grad():
+            grads = ctx.kernel.backward(
+                ctx.batch, tensors, kept, ctx.needs_input_grad[2:], output, last
+            )
+        if torch.is_grad_enabled():  # create_graph=True
+            made = [g for g in grads if g is not None]
+            given = [t for t in (output, *last, *tensors) if t is not None]
+            final = iter(_Final.apply(len(made), *made, *given))  # type: ignore[no-untyped-call]
+            grads = [None if g is None else next(final) for g in grads]
+        return (None, None, *grads)
+
+
+class _Final(torch.autograd.Function):
+    """Gradients that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise CellError(
+            "the native backend has no second derivatives, "
+            'expected a layer compiled with backend="eager"'
+        )
+
+
+class Runner:
+    """The native backend for one cell; see `eager.Runner` for the meaning of a call."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.cell = cell
+        self._kernels: dict[torch.dtype, Kernel] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runner, (self.cell,)
+
+    def __deepcopy__(self, memo: object) -> Runner:
+        return self
+
+    def kernel(self, dtype: torch.dtype) -> Kernel:
+        """The compiled cell. Raises `CompilerError`."""
+        found = self._kernels.get(dtype)
+        if found is None:
+            with self._lock:
+                found = self._kernels.get(dtype) or Kernel(self.cell, dtype)
+                self._kernels[dtype] = found
+        return found
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        kernel = self.kernel(x.dtype)
+        steps, rows = x.shape[:2] if tokens is None else tokens.shape
+        if tokens is not None and x.shape[0] < steps * rows:
+            batch = Batch(steps, rows, None, checked(tokens, x.shape[0]), x.shape[0])
+            y, last = self._rows(kernel, batch, params, x, state)
+            return y.view(steps, rows, y.shape[1]), last
+        if tokens is not None:
+            x = torch.nn.functional.embedding(tokens, x)
+        flat = x.reshape(steps * rows, x.shape[2])
+        if mask is None:
+            y, last = self._rows(kernel, Batch(steps, rows), params, flat, state)
+            return y.view(steps, rows, y.shape[1]), last
+        # Longest first, so that the rows of a step are the first ones of the step before.
+        lengths = mask[..., 0].sum(0)
+        order = lengths.argsort(descending=True, stable=True)
+        going = mask[:, order, 0]  # (T, B)
+        starts = torch.nn.functional.pad(going.sum(1).cumsum(0), (1, 0))
+        step, column = going.nonzero(as_tuple=True)
+        index = step * rows + order[column]  # (R,)
+        batch = Batch(steps, rows, starts.contiguous())
+        firsts = [s.index_select(0, order) for s in state]
+        y, last = self._rows(kernel, batch, params, flat.index_select(0, index), firsts)
+        y = y.new_zeros(steps * rows, y.shape[1]).index_copy(0, index, y)
+        back = order.argsort()
+        return y.view(steps, rows, y.shape[1]), tuple(s.index_select(0, back) for s in last)
+
+    def _rows(
+        self,
+        kernel: Kernel,
+        batch: Batch,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        cores = kernel.plan.core
+        ahead = _prelude(list(cores.prelude.values()), params, x)
+        tensors = [
+            x if leaf not in cores.prelude else ahead[cores.prelude[leaf]] for leaf in cores.rows
+        ]
+        tensors += state
+        tensors += [params[name] for name in kernel.matrix_names]
+        tensors += [
+            params[str(leaf.attr)] if leaf not in cores.prelude else ahead[cores.prelude[leaf]]
+            for leaf in cores.statics
+        ]
+        tensors = [t.contiguous() for t in tensors]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            made = _Sequence.apply(kernel, batch, *tensors)  # type: ignore[no-untyped-call]
+            return made[0], tuple(made[1:])
+        outcome = kernel.forward(batch, tensors, recording=False)
+        return outcome.output, outcome.last
+
+
+def checked(tokens: Tensor, entries: int) -> Tensor:
+    """Tokens as the kernels read them. Raises `CellError` for one that is no entry of the table."""
+    low, high = (int(v) for v in tokens.aminmax())
+    if low < 0 or high >= entries:
+        raise CellError(
+            f"token {low if low < 0 else high}, expected a number from 0 to {entries - 1}"
+        )
+    return tokens.to(torch.int64).contiguous()
+
+
+def _prelude(wanted: list[Node], params: Mapping[str, Tensor], x: Tensor) -> dict[Node, Tensor]:
+    """What is computed once a sequence, with torch: values of parameters alone, and of x's rows."""
+    value: dict[Node, Tensor] = {}
+    for node in topological(wanted):
+        if node.op == INPUT:
+            value[node] = x  # (R, X)
+        elif node.op == PARAM:
+            value[node] = params[str(node.attr)]
+        elif node.op == CONST:
+            value[node] = torch.tensor(node.attr, dtype=x.dtype)
+        elif node.op == MATMUL:
+            matrix, operand = (value[a] for a in node.args)
+            value[node] = operand @ matrix.T
+        else:
+            value[node] = OPS[node.op].eager(torch, *(value[a] for a in node.args))
+    return value

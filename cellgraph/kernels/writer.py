@@ -1,0 +1,288 @@
+"""The parts of a compiled cell as C: names, products, loops. `emit.py` puts them together."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from cellgraph.graph import CONST, Node, is_name
+from cellgraph.kernels.labels import labels, shown
+from cellgraph.kernels.layout import layout
+from cellgraph.kernels.plan import Loop, Place, Plan, Product
+from cellgraph.ops import OPS
+
+
+@cache
+def _taken() -> frozenset[str]:
+    """Every word of the headers: no value may be called like one."""
+    folder = Path(__file__).parent
+    texts = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.h")))
+    return frozenset(word for text in texts for word in re.findall(r"\w+", text))
+
+
+@cache
+def _column(op: str) -> str:
+    """The C column of an op with its numbers as vectors; the holes stay."""
+    number = r"(?<![\w{.])\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w}])"
+    return re.sub(number, lambda match: f"R({match.group()})", OPS[op].c)
+
+
+class Writer:
+    """Lines of C for one plan. `named` gives values the names of the cell's equations."""
+
+    def __init__(self, plan: Plan, *, named: bool) -> None:
+        self.plan, self.core, self.named = plan, plan.core, named
+        self.layout = layout(plan)
+        self.width = {w: f"n{i}" for i, w in enumerate(self.layout.widths)}
+        if named:
+            self.width |= {w: w for w in ("H", "X") if w in self.width}
+        self.values: dict[Node, str] = {}
+        self.lines: list[str] = []
+        self.depth = 0
+        cell = plan.core.cell
+        names = [cell.name, *(p.name for p in cell.params), *(s.name for s in cell.states)]
+        names += [name.removesuffix("'") for name, _ in cell.names]
+        #: Only names of the notation may stand in comments.
+        self.explained = named and all(is_name(name) or is_name(name + "_") for name in names)
+        self.labels = labels(plan.core) if self.explained else {}
+
+    # -- text
+
+    def put(self, *lines: str) -> None:
+        self.lines += ["    " * self.depth + line if line else "" for line in lines]
+
+    def open(self, line: str) -> None:
+        self.put(line + " {")
+        self.depth += 1
+
+    def close(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.depth -= 1
+            self.put("}")
+
+    def label(self, prefix: str, name: object, number: int) -> str:
+        """An identifier for something of the user's: its name where that is harmless."""
+        text = f"{prefix}_{str(name).replace(chr(39), '_next')}"
+        plain = is_name(str(name).removesuffix("'")) and len(text) < 60 and text not in _taken()
+        return text if self.named and plain else f"{prefix}{number}"
+
+    def value(self, node: Node) -> str:
+        """The name of a value, or a number."""
+        if node.op == CONST:
+            return f"R({float(node.attr)!r})"  # type: ignore[arg-type]
+        if node not in self.values:
+            known = self.core.names.get(node, "" if node.args else node.attr or "")
+            name = self.label("v", known, len(self.values))
+            if name in self.values.values():
+                name = f"v{len(self.values)}"
+            self.values[node] = name
+        return self.values[node]
+
+    def explain(self, text: str) -> str:
+        """A comment behind a line."""
+        return f"  /* {text} */" if self.explained else ""
+
+    def matrix(self, name: str) -> str:
+        return f"matrix{self.core.matrices().index(name)}"
+
+    # -- products
+
+    def columns_of(self, product: Product) -> str:
+        return " + ".join(f"{self.width[self.plan.columns[c]]}_" for c in product.columns)
+
+    def pack_forward(self, product: Product, tag: str) -> None:
+        """All matrices of a product side by side, transposed."""
+        depth = self.width[str(self.core.width[product.operand])]
+        self.put(f"real *const {tag} = part(&room, {depth} * ({self.columns_of(product)}));")
+        at = "0"
+        for matrix, column in zip(product.matrices, product.columns, strict=True):
+            n = self.width[self.plan.columns[column]]
+            self.put(
+                f"matrix->pack({tag}, {depth}, {self.columns_of(product)}, 0, {at}, {depth}, {n}, "
+                f"{self.matrix(matrix)}, 1, {depth});"
+            )
+            at = f"{n}_" if at == "0" else f"{at} + {n}_"
+
+    def pack_backward(self, product: Product, tag: str) -> None:
+        """All matrices of a product on top of each other."""
+        rows = self.width[self.plan.columns[product.columns[0]]]
+        n = self.width[str(self.plan.adjoint.width[product.operand])]
+        depth = f"{len(product.columns)} * {rows}"
+        self.put(f"real *const {tag} = part(&room, {depth} * {n}_);")
+        for index, matrix in enumerate(product.matrices):
+            self.put(
+                f"matrix->pack({tag}, {depth}, {n}_, {index} * {rows}, 0, {rows}, {n}, "
+                f"{self.matrix(matrix)}, {n}, 1);"
+            )
+
+    def multiply(
+        self,
+        product: Product,
+        tag: str,
+        rows: str,
+        operand: str,
+        stride: str,
+        tape: str = "tape_t",
+    ) -> None:
+        """columns of the tape (+)= operand @ matrices."""
+        if self.explained:
+            stack, shown_ = ", ".join(product.matrices), shown(product.operand, self.labels)
+            sign = "+=" if product.accumulate else "="
+            self.put(f"/* sums {sign} [{stack}] @ {shown_} */")
+        depth = self.width[str(self.core.width[product.operand])]
+        self.put(
+            f"matrix->product({rows}, {self.columns_of(product)}, {depth}, {depth}, {depth}, "
+            f"{operand}, {stride}, {tag}, {tape} + column{product.columns[0]}, row, "
+            f"{int(product.accumulate)});"
+        )
+
+    def multiply_back(
+        self, product: Product, tag: str, rows: str, tape: str, to: str, stride: str
+    ) -> None:
+        """gradient of an operand (+)= columns of the tape @ matrices."""
+        width = self.width[self.plan.columns[product.columns[0]]]
+        n = self.width[str(self.plan.adjoint.width[product.operand])]
+        self.put(
+            f"matrix->product({rows}, {n}, {len(product.columns)} * {width}, {width}, {width}_, "
+            f"{tape} + column{product.columns[0]}, row, {tag}, {to}, {stride}, "
+            f"{int(product.accumulate)});"
+        )
+
+    def operand(self, node: Node) -> tuple[str, str]:
+        """Pointer and stride of an operand in a forward step."""
+        place = self.plan.place.get(node)
+        if place is None:
+            index = self.plan.states.index(node)
+            return f"before{index}", f"{self.width[self.core.cell.states[index].width]}_"
+        if place.kind == "next":
+            return f"after{place.index}", f"{self.width[str(self.core.width[node])]}_"
+        return f"tape_t + column{place.index}", "row"
+
+    # -- loops
+
+    def loop(self, loop: Loop) -> None:
+        width = self.width[loop.width]
+        self.open("for (long b = 0; b < n; b++)")
+        places = [place for _, place in (*loop.loads, *loop.stores)]
+        for name, line in dict.fromkeys(self.row_pointer(p, width) for p in places):
+            if name:
+                self.put(line)
+        self.open(f"for (long j = 0; j < {width}_; j += LANES)")
+        inlined = self.used_once(loop)
+        text: dict[Node, str] = {}
+        for node, place in loop.loads:
+            self.define(node, self.load(place, width), text, node in inlined)
+        for node in loop.values:
+            args = (text[a] if a in text else self.value(a) for a in node.args)
+            self.define(node, _column(node.op).format(*args), text, node in inlined)
+        for node, place in loop.stores:
+            self.store(place, width, text[node] if node in text else self.value(node))
+        self.close(2)
+
+    def define(self, node: Node, expression: str, text: dict[Node, str], inline: bool) -> None:
+        """A line of its own for what has a name or several readers."""
+        if inline:
+            text[node] = expression
+        else:
+            self.put(f"const V {self.value(node)} = {_bare(expression)};")
+
+    def used_once(self, loop: Loop) -> dict[Node, None]:
+        """Values without a name that stand in one place: they are written there. What is stored is
+        not among them, so that everything is read before anything is written."""
+        uses: dict[Node, int] = {}
+        for node in loop.values:
+            for index, arg in enumerate(node.args):
+                uses[arg] = uses.get(arg, 0) + OPS[node.op].c.count(f"{{{index}}}")
+        stored = dict.fromkeys(node for node, _ in loop.stores)
+        candidates = (*(n for n, _ in loop.loads), *loop.values)
+        named = self.core.names
+        return dict.fromkeys(
+            n
+            for n in candidates
+            if uses.get(n) == 1 and n not in stored and (n.is_leaf or n not in named)
+        )
+
+    def row_pointer(self, place: Place, width: str) -> tuple[str, str]:
+        """Name of the pointer to row b of what a place lies in, and its definition."""
+        i = place.index
+        kind = "real *const"
+        if place.kind in ("state", "next", "dnext", "dstate", "work"):
+            name = {
+                "state": f"before{i}",
+                "next": f"after{i}",
+                "dnext": f"d_after{i}",
+                "dstate": f"d_before{i}",
+                "work": f"work{i}",
+            }[place.kind]
+            kind = f"const {kind}" if place.kind == "state" else kind
+            return f"{name}_b", f"{kind} {name}_b = {name} + b * {width}_;"
+        if place.kind == "tape":
+            return "tape_b", "real *const tape_b = tape_t + b * row;"
+        if place.kind in ("dy", "output"):
+            array = "dy" if place.kind == "dy" else "y"
+            kind = f"const {kind}" if place.kind == "dy" else kind
+            return f"{array}_b", f"{kind} {array}_b = {array} + (at_t + b) * {width};"
+        if place.kind == "row":
+            return f"x{i}_b", f"const real *const x{i}_b = x{i} + ROW(b) * {width};"
+        if place.kind == "drow":
+            line = f"real *const dx{i}_b = dx{i} ? dx{i} + ROW(b) * {width} : NULL;"
+            return f"dx{i}_b", line
+        return "", ""
+
+    def load(self, place: Place, width: str) -> str:
+        i = place.index
+        if place.kind == "static":
+            scalar = self.core.width[self.core.statics[i]] is None
+            return f"s{i}" if scalar else f"load(s{i} + j)"
+        name, _ = self.row_pointer(place, width)
+        if place.kind in ("row", "dy"):
+            return f"load_part({name} + j, {width} - j)"
+        return f"load({name} + column{i} + j)" if place.kind == "tape" else f"load({name} + j)"
+
+    def store(self, place: Place, width: str, value: str) -> None:
+        i = place.index
+        name, _ = self.row_pointer(place, width)
+        if place.kind == "output":
+            self.put(f"store_part(y_b + j, {value}, {width} - j);")
+        elif place.kind == "drow":
+            self.put(f"if ({name})", f"    give({name} + j, {value}, {width} - j, tokens != NULL);")
+        elif place.kind == "dstatic":
+            self.put(f"store(sum{i} + j, load(sum{i} + j) + {value});")
+        elif place.kind == "tape":
+            self.put(f"store({name} + column{i} + j, {value});")
+        else:
+            self.put(f"store({name} + j, {value});")
+
+    def start(self, t: str) -> str:
+        return f"(starts ? starts[{t}] : ({t}) * B)"
+
+    def step(self) -> None:
+        """Rows of this step, and where they lie."""
+        self.put(
+            f"const long at_t = {self.start('t')}, n = {self.start('t + 1')} - at_t;",
+        )
+
+    def histories(self) -> None:
+        """Where the states before and after this step lie."""
+        for index, state in enumerate(self.core.cell.states):
+            w = f"{self.width[state.width]}_"
+            before = f"(t ? B + {self.start('t - 1')} : 0)"
+            self.put(
+                f"const real *const before{index} = history{index} + {w} * "
+                f"(recording ? {before} : B * (t & 1));",
+                f"real *const after{index} = history{index} + {w} * "
+                "(recording ? B + at_t : B * (~t & 1));",
+            )
+
+
+def _bare(text: str) -> str:
+    """An expression without the brackets around all of it."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for at, sign in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if depth == 0 and at < len(text) - 1:
+            return text
+    return text[1:-1]

@@ -1,0 +1,223 @@
+"""Forward and backward through one layer: the compiled cell beside the ways that it replaces.
+
+Letters: T time steps, B batch rows, H units and input width, N × K the shape of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import cellgraph as cg
+from cellgraph import CellGraph
+from cellgraph.graph import INPUT, MATMUL, PARAM, STATE, depends_on
+from cellgraph.interpret import unroll
+from cellgraph.layer import Cell
+from cellgraph.sizes import concrete_widths
+from search.bench.population import mutants, named
+from search.bench.rates import Yardstick
+from search.bench.request import Request, Shape
+from search.bench.timing import Effort, interleaved
+
+NATIVE, EAGER, INTERPRETER, LSTM = "native", "eager", "interpreter", "nn.LSTM"
+SMALL_SHAPES = 2  #: the smallest ones: there mutants are measured as long as cells of the zoo
+INTERPRETED = 128  #: H up to which the interpreter runs; beyond it takes seconds
+
+NAMED = Effort(seconds=1.0)
+FEW = Effort(seconds=0.0, turn=0.0)  # as few calls as there can be
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell at one shape.
+
+    flops: of the matrix products, forward and backward. finite: outputs and gradients are.
+    ms: the median of each variant. of_best: the rate of native products, measured against the
+    machine's best in the same rounds.
+    """
+
+    cell: str
+    key: str
+    mutant: bool
+    shape: Shape
+    flops: int
+    finite: bool
+    rounds: int
+    ms: dict[str, float]
+    of_best: float | None
+
+    def over_native(self, name: str) -> float | None:
+        """How many times as long as the compiled cell another variant takes."""
+        return self.ms[name] / self.ms[NATIVE] if name in self.ms else None
+
+    def gflops(self, name: str) -> float:
+        """The rate of a variant, if it computed the products alone and each of them once."""
+        return self.flops / self.ms[name] / 1e6
+
+    def data(self) -> dict[str, Any]:
+        """JSON-able."""
+        others = [name for name in self.ms if name != NATIVE]
+        alike = [name for name in self.ms if name != LSTM]  # that one has products of its own
+        return {
+            **vars(self),
+            "shape": list(self.shape),
+            "over_native": {name: self.over_native(name) for name in others},
+            "gflops": {name: self.gflops(name) for name in alike},
+        }
+
+
+def product_flops(cell: CellGraph, shape: Shape, *, input_grad: bool) -> int:
+    """Operations of the matrix products of a pass forward and backward, a multiply-add being two.
+
+    Each product of a row counts once forward and once for the gradient of its matrix, and once for
+    that of its operand where there is a use for it. Products of parameters alone, which are
+    computed once a sequence, do not count.
+    """
+    params = {p.name: p for p in cell.params}
+    hidden = shape.hidden
+    sizes = concrete_widths(cell, hidden, hidden, dict.fromkeys(cell.widths[1:], hidden))
+    moving = depends_on(cell.roots, lambda leaf: leaf.op in (INPUT, STATE))
+    leads = (STATE, PARAM, INPUT) if input_grad else (STATE, PARAM)  # to what wants a gradient
+    back = depends_on(cell.roots, lambda leaf: leaf.op in leads)
+    total = 0
+    for node in cell.nodes:
+        if node.op == MATMUL:
+            matrix, operand = node.args
+            once = 2 * prod(params[str(matrix.attr)].shape(sizes))
+            total += once * (2 + back[operand]) if moving[operand] else 0
+    return total * shape.steps * shape.rows
+
+
+def measure(
+    request: Request,
+    yardstick: Yardstick | None,
+    say: Callable[[str, int, int], None],
+) -> Iterator[Row]:
+    """Every cell at every shape, the shapes one after the other. Raises `CellError`."""
+    cells, bred = named(request), mutants(request.seed, request.mutants)
+    shapes = list(dict.fromkeys(request.shapes))
+    small = sorted(shapes, key=lambda shape: shape.size)[:SMALL_SHAPES]
+    done, total = 0, len(shapes) * (len(cells) + len(bred))
+    for shape in shapes:
+        for index, cell in enumerate([*cells, *bred]):
+            mutant = index >= len(cells)
+            effort = NAMED if not mutant or shape in small else FEW
+            yield _row(cell, shape, mutant, request, yardstick, effort)
+            done += 1
+            say(f"cells at {shape}", done, total)
+
+
+def _row(
+    cell: CellGraph,
+    shape: Shape,
+    mutant: bool,
+    request: Request,
+    yardstick: Yardstick | None,
+    effort: Effort,
+) -> Row:
+    ways = [NATIVE, EAGER]
+    if request.interpreter or (not mutant and shape.hidden <= INTERPRETED):
+        ways.append(INTERPRETER)
+    if not mutant:
+        ways.append(LSTM)
+    dtype, generator = getattr(torch, request.dtype), torch.Generator().manual_seed(request.seed)
+    x, weight = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
+    passes = {
+        way: Pass(module, x, weight, input_grad=request.input_grad)
+        for way, module in modules(cell, shape, dtype, ways, generator).items()
+    }
+    finite = passes[NATIVE].finite()
+    variants: dict[str, Callable[[], object]] = dict(passes)
+    if yardstick is not None and not mutant:
+        variants["best"] = yardstick.run
+    times = interleaved(variants, effort)
+    flops = product_flops(cell, shape, input_grad=request.input_grad)
+    of_best = None
+    if yardstick is not None and not mutant:
+        best = yardstick.flops / times["best"].median
+        of_best = flops / times[NATIVE].median / best
+    key = cell.key()
+    return Row(
+        cell=f"mutant {key[:8]}" if mutant else cell.name,
+        key=key,
+        mutant=mutant,
+        shape=shape,
+        flops=flops,
+        finite=finite,
+        rounds=len(times[NATIVE].runs),
+        ms={way: 1000 * times[way].median for way in ways},
+        of_best=of_best,
+    )
+
+
+def modules(
+    cell: CellGraph,
+    shape: Shape,
+    dtype: torch.dtype,
+    ways: Sequence[str],
+    generator: torch.Generator,
+) -> dict[str, nn.Module]:
+    """A layer computed in each of some ways, with the same parameters; or torch's LSTM."""
+    hidden = shape.hidden
+    widths = dict.fromkeys(cell.widths[1:], hidden)
+
+    def compiled(backend: str) -> cg.CellLayer:
+        return cg.compile(cell, hidden, hidden, backend=backend, widths=widths, dtype=dtype)
+
+    first = compiled(NATIVE)
+    first.reset_parameters(generator=generator)
+    made: dict[str, nn.Module] = {}
+    for way in ways:
+        if way == LSTM:
+            made[way] = nn.LSTM(hidden, hidden, dtype=dtype)
+        elif way == NATIVE:
+            made[way] = first
+        else:
+            layer = compiled(EAGER)
+            layer.load_state_dict(first.state_dict())
+            made[way] = Interpreted(layer) if way == INTERPRETER else layer
+    return made
+
+
+class Interpreted(nn.Module):
+    """A layer computed by the interpreter, node by node and step by step."""
+
+    def __init__(self, layer: cg.CellLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """As the layer, from zero states."""
+        cell = cast("Cell", self.layer.cells[0])
+        state = [x.new_zeros(x.shape[1], size) for size in self.layer.state_sizes]
+        return unroll(self.layer.cell, cell.tensors(), cell.enter(x), state)
+
+
+class Pass:
+    """One call: the output times a fixed tensor, summed, and the gradients of that."""
+
+    def __init__(self, module: nn.Module, x: Tensor, weight: Tensor, *, input_grad: bool) -> None:
+        """x, weight: (T, B, H)."""
+        self.module, self.weight = module, weight
+        self.x = x.clone().requires_grad_(input_grad)
+        self.parameters = list(module.parameters())
+
+    def __call__(self) -> Tensor:
+        for value in (self.x, *self.parameters):
+            value.grad = None
+        y: Tensor = self.module(self.x)[0]  # (T, B, H)
+        loss = (y * self.weight).sum()
+        if loss.requires_grad:  # a cell may have nothing to learn
+            loss.backward()
+        return y
+
+    def finite(self) -> bool:
+        """Are all numbers of a pass? Others may take another time."""
+        y = self()
+        grads = [value.grad for value in (self.x, *self.parameters) if value.grad is not None]
+        return all(bool(t.isfinite().all()) for t in (y, *grads))

@@ -1,0 +1,51 @@
+"""What a run of `cellsearch bench kernels` is asked for: words and numbers, cheap to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """T time steps, B batch rows, H units; the input is as wide as the cell."""
+
+    steps: int
+    rows: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"T {self.steps}, B {self.rows}, H {self.hidden}"
+
+    @property
+    def size(self) -> int:
+        """What work grows with."""
+        return self.steps * self.rows * self.hidden**2
+
+
+#: Three of small and two of large models; 35 × 20 and 650 are those of the LSTM for Penn Treebank
+#: of Zaremba et al. 2014, "medium".
+SHAPES = (
+    Shape(35, 20, 64),
+    Shape(50, 32, 128),
+    Shape(35, 20, 200),
+    Shape(50, 32, 256),
+    Shape(35, 20, 650),
+)
+PARTS = ("rates", "cells", "compile", "steps")
+DTYPES = ("float32", "float64")
+MUTANTS = 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """cells: names or files, None for the whole zoo; mutants: how many random cells besides;
+    interpreter: at every shape and for mutants too, where it takes long."""
+
+    cells: tuple[str, ...] | None = None
+    shapes: tuple[Shape, ...] = SHAPES
+    mutants: int = MUTANTS
+    seed: int = 0
+    dtype: str = "float32"
+    input_grad: bool = False
+    interpreter: bool = False
+    parts: tuple[str, ...] = PARTS

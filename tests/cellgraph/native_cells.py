@@ -1,0 +1,117 @@
+"""What tests of the native backend share: random cells, numbers for them, and how results are
+compared with the interpreter's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+
+import cellgraph as cg
+from cellgraph.interpret import unroll
+from cellgraph.sizes import concrete_widths
+from tests.strategies import Sample, cells, gradients
+
+Run = Callable[
+    [Mapping[str, Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]
+]
+LARGEST_CELL = 100  # nodes; a search stays below that
+
+
+class Shape(NamedTuple):
+    """Of a sequence. P is the width of states that declare one."""
+
+    steps: int
+    rows: int
+    hidden: int
+    inputs: int
+    projected: int = 3
+
+
+def evolved(count: int, seed: int) -> list[cg.CellGraph]:
+    """Children, grandchildren and so on of the zoo: a quarter by crossover, the rest by mutation."""
+    rng = random.Random(seed)
+    zoo = [cg.load(name) for name in cg.zoo.names()]
+    found: list[cg.CellGraph] = []
+    while len(found) < count:
+        # Half of the parents are the latest children, so that generations follow each other.
+        parents = [rng.choice(found[-8:] if found and rng.random() < 0.5 else zoo) for _ in "ab"]
+        if rng.random() < 0.25:
+            child = cg.crossover(*parents, rng)
+        else:
+            child = cg.mutate(parents[0], rng)
+        if child is not None and len(child.nodes) <= LARGEST_CELL:
+            found.append(child)
+    return found
+
+
+@cache
+def drawn(count: int) -> list[cg.CellGraph]:
+    """What hypothesis draws first: cells of several states, widths, scalars, starts and lines."""
+    found: list[cg.CellGraph] = []
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cells())
+    def draw(cell: cg.CellGraph) -> None:
+        found.append(cell)
+
+    draw()
+    return found
+
+
+def numbers(
+    cell: cg.CellGraph, shape: Shape, dtype: torch.dtype, seed: int, scale: float = 1.0
+) -> Sample:
+    """Normal numbers of this size that require gradients; matrices keep the size of a vector."""
+    rng = torch.Generator().manual_seed(seed)
+    declared = dict.fromkeys(cell.widths[1:], shape.projected)
+    widths = concrete_widths(cell, shape.inputs, shape.hidden, declared)
+
+    def normal(*size: int) -> Tensor:
+        spread = scale * (size[1] ** -0.5 if len(size) == 2 else 1.0)
+        values = torch.randn(size, generator=rng, dtype=torch.float64) * 0.7 * spread
+        return values.to(dtype).requires_grad_()
+
+    params = {p.name: normal(*p.shape(widths)) for p in cell.params}
+    x = normal(shape.steps, shape.rows, widths["X"])
+    return Sample(params, x, tuple(normal(shape.rows, widths[s.width]) for s in cell.states), widths)
+
+
+def results(run: Run, at: Sample) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and last states, and the gradients of a projection of all of them by every leaf."""
+    y, last = run(at.params, at.x, at.state)
+    return [y, *last], gradients([y, *last], at.leaves)
+
+
+def defined(cell: cg.CellGraph) -> Run:
+    """The interpreter."""
+    return lambda params, x, state: unroll(cell, params, x, state)
+
+
+def error(found: Sequence[Tensor], expected: Sequence[Tensor], floor: float = 0.0) -> float:
+    """The largest difference within a tensor over its largest element (or `floor`), the worst of
+    all tensors; infinite where NaN or infinities stand elsewhere."""
+    worst = 0.0
+    for mine, wanted in zip(found, expected, strict=True):
+        assert mine.shape == wanted.shape
+        mine, wanted = mine.detach().double(), wanted.detach().double()
+        same = (mine == wanted) | (mine.isnan() & wanted.isnan())
+        gap = torch.where(same, 0.0, (mine - wanted).abs())
+        if not gap.isfinite().all():
+            return float("inf")
+        size = max(float(wanted[wanted.isfinite()].abs().amax()) if wanted.isfinite().any() else 0, floor)
+        top = float(gap.amax())
+        worst = max(worst, top / size if size else float("inf") if top else 0.0)
+    return worst
