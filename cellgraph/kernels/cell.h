@@ -5,6 +5,14 @@
 #include "vector.h"
 #include "matrix.h"
 
+/* A cell's two functions call products and loops; how fast they do so does not matter, but optimising
+ * them took half of a cell's compile time. All work on vectors is in the loops. */
+#ifdef __clang__
+#define GLUE __attribute__((visibility("default"), noinline, optnone))
+#else
+#define GLUE __attribute__((visibility("default"), noinline, optimize("O0")))
+#endif
+
 /* Rows inside the kernels are padded to whole vectors; the lanes behind a row's end hold anything. */
 static inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -42,6 +50,9 @@ static inline void add_row(real *to, const real *from, long n)
     for (long j = 0; j < n; j += LANES)
         store(to + j, load(to + j) + load(from + j));
 }
+
+/* The row of x that a row of the sequence reads. */
+static inline long entry(const long *tokens, long row) { return tokens ? tokens[row] : row; }
 
 /* The gradient of a row of x; rows that look up one entry of a table share it. */
 static inline void give(real *to, V gradient, long n, int shared)

@@ -48,12 +48,14 @@ class _Printer(Writer):
     # -- the file
 
     def source(self, number: str) -> str:
+        self.number = number
         self.header()
+        head, self.lines = self.lines, []
         self.function("forward", number, self.layout.forward, self.forward)
         self.put("")
         self.values.clear()
         self.function("backward", number, self.layout.backward, self.backward)
-        return "\n".join(self.lines) + "\n"
+        return "\n".join([*head, *self.loops, *self.lines]) + "\n"
 
     def header(self) -> None:
         cell = self.core.cell
@@ -62,8 +64,6 @@ class _Printer(Writer):
             self.put(f"/* cell {cell.name}", *(f"       {line}" for line in lines), "*/")
         self.put(
             '#include "cell.h"',
-            "/* The row of x that row b of a step reads. */",
-            "#define ROW(b) (tokens ? tokens[at_t + (b)] : at_t + (b))",
             "",
         )
 
@@ -71,8 +71,7 @@ class _Printer(Writer):
         self, kind: str, number: str, pointers: Sequence[str], body: Callable[[], None]
     ) -> None:
         self.put(
-            f'__attribute__((visibility("default"))) void {kind}_{number}('
-            "const Matrix *matrix, const long *size, void *const *at)"
+            f"GLUE void {kind}_{number}(const Matrix *matrix, const long *size, void *const *at)"
         )
         self.put("{")
         self.depth = 1
@@ -100,7 +99,7 @@ class _Printer(Writer):
         for index in range(self.layout.statics):
             leaf = self.core.statics[index]
             if (of := self.core.width[leaf]) is None:
-                self.put(f"const V s{index} = splat(*static{index});")
+                self.put(f"const real s{index} = *static{index};")
             else:
                 length = self.width[of]
                 self.put(f"const real *const s{index} = whole(static{index}, {length}, &room);")

@@ -1,24 +1,22 @@
-/* Matrix products for recurrent cells: small m, one weight matrix used in every time step.
+/* Matrix products for recurrent cells: few rows, and one weight matrix used in every time step.
 
-Layout. A weight matrix is packed once a sequence into panels of NR columns, the last as narrow as
-whole vectors allow. Within a panel the columns of one depth index lie side by side and the next
-depth index follows, so that a product reads its panels from front to back, one stream. The left
-operand is read in place, element by element.
+Layout. A weight matrix is packed once a sequence, into panels of NR columns (matrix.h). A product
+reads it from front to back in one stream; the left operand is read in place, element by element.
 
-Tiles. All arithmetic happens in `tile`: up to ROWS rows times one panel, kept in registers while
-it walks along the depth. Six rows times four vectors are 24 sums, 4 vectors of the panel and the
-element of `a` that goes to all lanes: 29 of 32 registers, 10 loads for 24 multiply-adds. With 16
-registers a panel has two vectors: 12 + 2 + 1. A multiply-add takes 4 cycles and two start in each,
-so at least 8 sums must be on their way; a panel of one vector gets up to 12 rows for that. Rows are
-spread evenly: 20 are 5 + 5 + 5 + 5, since 6 + 6 + 6 + 2 would starve the last tile.
+Tiles. All arithmetic happens in `tile`: up to ROWS rows of `a` times one panel, with all sums in
+registers while it walks along the depth. Six rows times four vectors are 24 sums, four vectors of
+the panel and one element of `a` in all lanes: 29 of 32 registers, and 10 loads for 24 multiply-adds
+(the processor does 2 of each per cycle). With 16 registers a panel has two vectors: 12 + 2 + 1. A
+multiply-add takes 4 cycles, so 8 sums must be under way at least; for that a tile of one vector has
+up to ROWS_NARROW rows. Rows are spread evenly: 20 are 5 + 5 + 5 + 5, not 6 + 6 + 6 + 2.
 
-Blocks. A panel is cut at DEPTH: 256 KB stay in the second-level cache while all rows go past it.
-Many rows are cut into blocks of `a` of A_BLOCK bytes, which stay there too; a block has at least
-MIN_ROWS rows, enough to pay for fetching the panels again. Sums start at zero and `c` is added at
-the end, requested at the beginning: a tape of gates is too large for the caches.
+Blocks. A panel is cut at DEPTH, so that 256 KB of it stay in the second-level cache while all rows
+go past. More rows than A_BLOCK bytes of `a` (but MIN_ROWS at least, which pay for fetching the
+panels again) are cut into blocks, for the same reason. Sums start at zero, and `c` is requested at
+the beginning of a tile and added at its end: whole sequences of gates do not stay in any cache.
 
-Nothing is padded in depth, and columns of padding never leave the registers or the edge buffer:
-whatever zero times infinity gives there, it reaches no real column. */
+Nothing is padded along the depth, and columns of padding end in registers or in the edge buffer:
+whatever infinity times zero makes of them, it gets into no real column. */
 
 #include <string.h>
 
@@ -48,9 +46,11 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* What p points to is to be found out again from here on. Else gcc keeps the addresses of all sums
-across the loop over the depth, where registers are wanted: up to 7 % slower. */
+/* What is known of p is forgotten. Else gcc keeps the addresses of all sums across the loop over the
+depth, where registers are wanted: up to 7 % slower. */
 #define OPAQUE(p) __asm__("" : "+r"(p))
+/* No load moves up to here. Else gcc for Arm loads a whole column of `a` first and spills sums. */
+#define IN_ORDER __asm__ volatile("" : : : "memory")
 
 static inline long lesser(long a, long b) { return a < b ? a : b; }
 static inline long greater(long a, long b) { return a > b ? a : b; }
@@ -73,6 +73,7 @@ INLINE void tile(const int rows, const int vectors, const int prefetch, const Jo
                  const real *a, const real *b, real *c, const real *ahead)
 {
     const long a_row = job->a_row, a_step = job->a_step, b_step = job->b_step;
+    const long ahead_row = job->ahead_row;
     long depth = job->depth, left = job->left;
     V sum[ROWS_NARROW][VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
@@ -97,10 +98,11 @@ INLINE void tile(const int rows, const int vectors, const int prefetch, const Jo
                 panel[j] = load(b + j * LANES);
             if (prefetch) {
                 __builtin_prefetch(ahead, 0, 2);
-                ahead += job->ahead_row;
+                ahead += ahead_row;
             }
             UNROLL for (int i = 0; i < rows; i++) {
                 const V x = splat(a[i * a_row]);
+                IN_ORDER;
                 UNROLL for (int j = 0; j < vectors; j++)
                     sum[i][j] += x * panel[j];
             }

@@ -146,14 +146,16 @@ class Places:
             for node in values:
                 times[node] = times.get(node, 0) + 1
         kept |= dict.fromkeys(n for n, count in times.items() if count > 1 and not cheap(n))
-        for node in kept:
+        rank = {node: i for i, node in enumerate(self.core.order)}
+        ordered = sorted(kept, key=rank.__getitem__)  # a gate before what is made of gates
+        for node in ordered:
             self.home[node] = next(p for p, values in enumerate(computed) if node in values)
         closures = self._forward_closures()  # `home` alone decides what later phases load
         read: dict[Node, int] = {}  # block -> last phase that reads its sum
         for phase, (loads, _) in enumerate(closures):
             read |= dict.fromkeys((n for n in loads if is_block(n)), phase)
         taken = dict.fromkeys([*self.raw, *self._sums_multiplied()])
-        for node in kept:
+        for node in ordered:
             free = next(
                 (
                     leaf

@@ -1,17 +1,30 @@
 /* Vectors of reals: loads and stores, selection, and the elementary functions of the op table.
 
 Everything that generated cells and matrix.c need to know about the machine's vectors lives here; no
-loops over arrays do. It is included for every cell, so it stays small and includes no intrinsics.
-Vectors are those of gcc and clang (`vector_size`), with the operators of C. Few things cannot be
-said with them and use a builtin of gcc where there is one; the portable form stands beside it.
-Compile with -ffp-contract=fast, so that a * b + c becomes one instruction where there is one, and
-never with -ffast-math: rounding tricks, NaN and infinities must survive. Include system headers
-before this one, whose macros (at the end) have common names.
+loops over arrays do. It is included for every cell, so it stays small and brings no header of
+intrinsics (2 ms of gcc's time; <math.h> takes 4). Vectors are those of gcc and clang
+(`vector_size`), with the operators of C; the few things that cannot be said with them use a builtin
+of gcc where there is one, beside a portable form.
 
-Largest errors, in units in the last place of the exact result, with fused multiply-add / without:
+Compile with -O2 -ffp-contract=fast, so that a * b + c becomes one instruction where there is one
+(gcc does that from -O2 on), and never with -ffast-math: rounding tricks, NaN and infinities must
+survive. Include system headers before this one, whose macros (at the end) have common names.
 
-              float            double
-    exp       0.00 / 0.00      0.00 / 0.00    see v_exp
+NaN gives NaN, infinities what they give in <math.h>, and no lane knows of its neighbours. Largest
+errors for normal results, in units in the last place; float over all 2^32 arguments, double over
+samples, each with and without fused multiply-add:
+
+               float  double
+    exp          2.0     2.1
+    log          0.9     0.9
+    log1p        2.5     2.5
+    sqrt         0.5     0.5
+    tanh         2.7     3.1
+    sigmoid      2.5     2.5
+    sin          3.0     2.5
+    cos          3.0     2.5
+    erf          2.6     1.8
+    fabs         0.0     0.0
 */
 #ifndef VECTOR_H
 #define VECTOR_H
@@ -70,8 +83,8 @@ INLINE V v_select(I condition, V a, V b)
 #define select(condition, a, b) v_select((I)(condition), a, b)
 
 /* SMALLER is a < b ? a : b, LARGER is a > b ? a : b, so both are b where either is NaN. x86 has
-   them as one instruction, which clang finds by itself and gcc does not (a clamp takes 0.3 ns longer
-   without, of the 1.7 ns of a tanh). */
+   them as one instruction, which clang finds by itself and gcc does not (a sigmoid takes 2.3 ns
+   without, 1.7 ns with it). */
 #if defined(__SSE2__) && defined(__GNUC__) && !defined(__clang__)
 #ifdef REAL_DOUBLE
 #define X86(name, size) __builtin_ia32_##name##pd##size
@@ -108,7 +121,7 @@ INLINE void store_part(real *p, V v, long n)
     X86(storeu, 512_mask)(p, v, FIRST(n));
 }
 #else
-/* Fixed sizes, which compile to moves: calling memcpy for a few bytes would cost more than a tanh. */
+/* Fixed sizes, which compile to moves: a call of memcpy would cost more than a tanh. */
 INLINE void move_part(real *to, const real *from, long n)
 {
 #define MOVE(size)                                 \
@@ -162,10 +175,10 @@ INLINE V clamp(V x, real low, real high)
     return SMALLER(splat(high), v);
 }
 
-/* c[0] + c[1] x + ... All coefficients here are minimax fits (Remez exchange with 90 digits in
-   mpmath, weighted for the relative error of the function computed), rounded; the error of the fit
-   stands beside them as a power of two. Half a unit in the last place is at most 2^-24 for float and
-   2^-53 for double. */
+/* c[0] + c[1] x + ... All coefficients here are our own minimax fits (Remez exchange in mpmath with
+   220 bits or more, weighted for the relative error of the function computed), then rounded; the
+   error of the fit stands beside them. Half a unit in the last place is 2^-25 to 2^-24 of a float,
+   2^-54 to 2^-53 of a double. */
 #define POLYNOMIAL(x, c) polynomial(x, c, sizeof(c) / sizeof *(c))
 INLINE V polynomial(V x, const real *c, int count)
 {
@@ -198,9 +211,9 @@ INLINE V exponent(V x, real k, V *scale)
     return t - (ROUNDER + BIAS);
 }
 
-/* Reduced to e^x = scale^2 e^r with |r| <= ln 2, for two factors that never overflow before their
-   product does, nor underflow: the result is right up to the largest and down to the least denormal.
-   The wider range of r costs a coefficient or two. */
+/* e^x = scale^2 e^r with |r| <= ln 2: one factor of 2^n would overflow before the result does, two do
+   not, so that all is right up to the largest number and down to the least denormal. The wider range
+   of r costs a coefficient or two, less than splitting n. */
 INLINE V v_exp(V x)
 {
 #ifdef REAL_DOUBLE
@@ -220,10 +233,10 @@ INLINE V v_exp(V x)
     return POLYNOMIAL(r, C) * scale * scale;
 }
 
-/* sigmoid and tanh divide anyway, so they take e^r from a quotient, where r coth(r/2) = t is even in r
-   and needs half as many coefficients as e^r itself:  e^r = (t + r) / (t - r).
-   COTH(k) are the coefficients of r coth(k r) in r^2.
-   A rational function of x saves further operations of tanh but errs by 5 ulp where it saturates. */
+/* sigmoid and tanh divide anyway, so they take e^r from a quotient: with t = r coth(r / 2), which is
+   even in r and needs a third of the coefficients of e^r, e^r = (t + r) / (t - r). COTH(k) are the
+   coefficients of r coth(k r) in r^2. (A rational function of x saves further operations of a tanh,
+   but no time, and is wrong by 5 units where it saturates.) */
 #ifdef REAL_DOUBLE
 #define COTH(k)                                                       \
     { /* 2^-62.3 */                                                   \
@@ -236,9 +249,8 @@ INLINE V v_exp(V x)
 #define COTH(k) {1 / (k), 0.33333236 * (k), -0.022127803 * (k) * (k) * (k)} /* 2^-30.8 */
 #endif
 
-/* 1 / (1 + e^-x) with e^-x = scale (t - r) / (t + r). Where 2^n would leave the normal range scale is
-   0 or infinite, and the result 1 or 0 (below -88.4 for float, -709.4 for double, where it is
-   denormal). */
+/* 1 / (1 + e^-x) with e^-x = scale (t - r) / (t + r). Where the result would be denormal (below -88.4
+   for float, -709.4 for double) scale is infinite and the result zero. */
 INLINE V v_sigmoid(V x)
 {
     static const real C[] = COTH(0.5);
@@ -254,9 +266,10 @@ INLINE V v_sigmoid(V x)
     return up / (scale * (t - r) + up);
 }
 
-/* (e^2x - 1) / (e^2x + 1) with e^2x = scale (t + r) / (t - r), expanded by 1/2 and arranged so that
-   small x (where n = 0, w = 0) keep their relative accuracy, and that the rounding errors of t and w
-   cancel where the quotient nears 1. Never beyond 1. For |x|, to be exactly odd. */
+/* (e^2x - 1) / (e^2x + 1) with e^2x = scale (t + r) / (t - r) is (w + r) / (w + t) with
+   w = (scale - 1) (t + r) / 2. Small x keep their relative accuracy (scale = 1, w = 0); towards 1 the
+   rounding errors of t and w cancel, and r < t keeps the quotient from exceeding it. Of |x|, to be
+   exactly odd. */
 INLINE V v_tanh(V x)
 {
     static const real C[] = COTH(1.0);
@@ -273,9 +286,9 @@ INLINE V v_tanh(V x)
     return (V)((I)((w + r) / (w + t)) | sign);
 }
 
-/* log x = k ln 2 + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f),
-   log(1 + f) = log((1 + s) / (1 - s)) = 2s + s rest(s^2) = f - f^2/2 + s (f^2/2 + rest), where f is
-   exact and the rest small. */
+/* log x = k ln 2 + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). With s = f / (2 + f),
+   log(1 + f) = log((1 + s) / (1 - s)) = 2s + s rest(s^2), which is f - (f^2/2 - s (f^2/2 + rest)):
+   f is exact and what is subtracted small. */
 static inline V v_log(V x)
 {
 #ifdef REAL_DOUBLE
@@ -299,18 +312,19 @@ static inline V v_log(V x)
     V rest = z * POLYNOMIAL(z, C), half = f * f * (real)0.5;
     V y = k * LN2_HIGH + (f - (half - (s * (half + rest) + k * LN2_LOW)));
     y = select(x < (real)INFINITY, y, x);
-    return select(x > 0, y, select(x == 0, R(-INFINITY), R(NAN)));
+    return select(x > (real)0, y, select(x == (real)0, R(-INFINITY), R(NAN)));
 }
 
-/* log(u) x / (u - 1) with u the rounded 1 + x: the quotient makes up for the rounding. */
+/* log(u) x / (u - 1) with u the rounded 1 + x: the quotient makes up for the rounding. Where x is
+   u - 1 it is 1, infinite x included; where u is 1 the result is x. */
 static inline V v_log1p(V x)
 {
     V u = x + (real)1, d = u - (real)1;
-    V y = v_log(u) * select(d == x, R(1), x / d); /* infinity / infinity is no 1 */
-    return select(d == 0, x, y);
+    V y = v_log(u) * select(d == x, R(1), x / d);
+    return select(d == (real)0, x, y);
 }
 
-/* x p(x^2) near zero, else 1 - exp(|x| q(|x|)): log(1 - erf) is nearly quadratic. */
+/* x p(x^2) near zero, else 1 - exp(|x| q(|x|)), since log(1 - erf) is nearly quadratic. */
 static inline V v_erf(V x)
 {
 #ifdef REAL_DOUBLE
@@ -340,7 +354,8 @@ static inline V v_erf(V x)
     return select(y < (real)0.9, small, large);
 }
 
-/* pi/2 in parts, multiples of all but the last exact up to |x| = FAR. */
+/* pi/2 in parts: up to |x| = FAR, multiples of all but the last are exact without fused multiply-add
+   too (9 bits each for float, 33 for double). */
 #ifdef REAL_DOUBLE
 #define FAR 1e6
 #define HALF_PI {1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21}
@@ -375,7 +390,7 @@ static inline V wave(V x, integer quarter)
     return (V)((I)y ^ ((q & 2) << (8 * sizeof(real) - 2)));
 }
 
-/* y, with f(x) in the lanes where |x| > FAR. */
+/* y, but f(x) in the lanes where |x| > FAR, infinities included. */
 __attribute__((noinline, cold, unused)) static V far_lanes(V y, V x, real (*f)(real))
 {
     for (int i = 0; i < LANES; i++)

@@ -40,6 +40,8 @@ class Writer:
         self.values: dict[Node, str] = {}
         self.lines: list[str] = []
         self.depth = 0
+        self.loops: list[str] = []
+        self.number = ""
         cell = plan.core.cell
         names = [cell.name, *(p.name for p in cell.params), *(s.name for s in cell.states)]
         names += [name.removesuffix("'") for name, _ in cell.names]
@@ -162,20 +164,59 @@ class Writer:
     # -- loops
 
     def loop(self, loop: Loop) -> None:
+        """A function of its own, and its call: see GLUE in cell.h."""
+        around, self.lines, depth, self.depth = self.lines, [], self.depth, 1
+        self.loop_body(loop)
+        body, self.lines, self.depth = self.lines, around, depth
+        text = "\n".join(body)
+        arguments = [name for name in self.arguments() if re.search(rf"\b{name}\b", text)]
+        typed = ", ".join(f"{self.argument_type(name)}{name}" for name in arguments)
+        name = f"loop{len(self.loops)}_{self.number}"
+        self.loops.append("\n".join([f"static void {name}({typed})", "{", text, "}", ""]))
+        self.put(f"{name}({', '.join(arguments)});")
+
+    def arguments(self) -> list[str]:
+        """Whatever a loop may read of the function around it."""
+        plan, layout_ = self.plan, self.layout
+        names = ["n", "at_t", "row", *self.width.values(), "tokens", "tape_t", "y", "dy"]
+        names += [f"column{i}" for i in range(len(plan.columns))]
+        states = ("before", "after", "d_before", "d_after")
+        names += [f"{kind}{i}" for i in range(layout_.states) for kind in states]
+        names += [f"{kind}{i}" for i in range(layout_.rows) for kind in ("x", "dx")]
+        names += [f"s{i}" for i in range(layout_.statics)]
+        names += [f"work{i}" for i in range(len(plan.work))]
+        return names + [f"sum{i}" for i in range(len(plan.accumulated))]
+
+    def argument_type(self, name: str) -> str:
+        """Its type, with the space behind it."""
+        if name in ("n", "at_t", "row", *self.width.values()) or name.startswith("column"):
+            return "long "
+        if name == "tokens":
+            return "const long *"
+        if re.fullmatch(r"s\d+", name) and self.is_scalar(int(name[1:])):
+            return "real "
+        return "const real *" if re.fullmatch(r"(before|x|s)\d+|dy", name) else "real *"
+
+    def is_scalar(self, static: int) -> bool:
+        return self.core.width[self.core.statics[static]] is None
+
+    def loop_body(self, loop: Loop) -> None:
         width = self.width[loop.width]
         self.open("for (long b = 0; b < n; b++)")
         places = [place for _, place in (*loop.loads, *loop.stores)]
         for name, line in dict.fromkeys(self.row_pointer(p, width) for p in places):
             if name:
                 self.put(line)
-        self.open(f"for (long j = 0; j < {width}_; j += LANES)")
+        self.open(f"for (long j = 0; j < {width}; j += LANES)")
         inlined = self.used_once(loop)
         text: dict[Node, str] = {}
         for node, place in loop.loads:
             self.define(node, self.load(place, width), text, node in inlined)
         for node in loop.values:
-            args = (text[a] if a in text else self.value(a) for a in node.args)
-            self.define(node, _column(node.op).format(*args), text, node in inlined)
+            column = _column(node.op)
+            args = [text[a] if a in text else self.value(a) for a in node.args]
+            bare = [_bare(a) if f"({{{i}}})" in column else a for i, a in enumerate(args)]
+            self.define(node, column.format(*bare), text, node in inlined)
         for node, place in loop.stores:
             self.store(place, width, text[node] if node in text else self.value(node))
         self.close(2)
@@ -216,7 +257,7 @@ class Writer:
                 "work": f"work{i}",
             }[place.kind]
             kind = f"const {kind}" if place.kind == "state" else kind
-            return f"{name}_b", f"{kind} {name}_b = {name} + b * {width}_;"
+            return f"{name}_b", f"{kind} {name}_b = {name} + b * padded({width});"
         if place.kind == "tape":
             return "tape_b", "real *const tape_b = tape_t + b * row;"
         if place.kind in ("dy", "output"):
@@ -224,17 +265,21 @@ class Writer:
             kind = f"const {kind}" if place.kind == "dy" else kind
             return f"{array}_b", f"{kind} {array}_b = {array} + (at_t + b) * {width};"
         if place.kind == "row":
-            return f"x{i}_b", f"const real *const x{i}_b = x{i} + ROW(b) * {width};"
+            return (
+                f"x{i}_b",
+                f"const real *const x{i}_b = x{i} + entry(tokens, at_t + b) * {width};",
+            )
         if place.kind == "drow":
-            line = f"real *const dx{i}_b = dx{i} ? dx{i} + ROW(b) * {width} : NULL;"
+            line = (
+                f"real *const dx{i}_b = dx{i} ? dx{i} + entry(tokens, at_t + b) * {width} : NULL;"
+            )
             return f"dx{i}_b", line
         return "", ""
 
     def load(self, place: Place, width: str) -> str:
         i = place.index
         if place.kind == "static":
-            scalar = self.core.width[self.core.statics[i]] is None
-            return f"s{i}" if scalar else f"load(s{i} + j)"
+            return f"splat(s{i})" if self.is_scalar(i) else f"load(s{i} + j)"
         name, _ = self.row_pointer(place, width)
         if place.kind in ("row", "dy"):
             return f"load_part({name} + j, {width} - j)"

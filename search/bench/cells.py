@@ -107,9 +107,9 @@ def measure(
         for index, cell in enumerate([*cells, *bred]):
             mutant = index >= len(cells)
             effort = NAMED if not mutant or shape in small else FEW
+            say(f"cells at {shape}", done, total)
             yield _row(cell, shape, mutant, request, yardstick, effort)
             done += 1
-            say(f"cells at {shape}", done, total)
 
 
 def _row(

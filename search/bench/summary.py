@@ -193,11 +193,11 @@ def _cells(shape: Shape, rows: list[Row]) -> list[str]:
             )
     lines = _aligned(table)
     bred = [row for row in rows if row.mutant]
-    for label, some in (("mutants", bred), ("cells in all", rows)):
+    for label, some in (("mutants", bred), ("all cells", rows)):
         if some:
             spread = _spread(some)
             lines.append(
-                f"{len(some)} {label}: eager / native {_number(spread['eager_over_native'])} "
+                f"{label} ({len(some)}): eager / native {_number(spread['eager_over_native'])} "
                 f"({_number(spread['least'])} to {_number(spread['largest'])}), "
                 f"{spread['slower']} slower than eager, {_not_finite(some)} with NaN or infinity"
             )

@@ -404,7 +404,7 @@ int main(void)
 {
     const Matrix *const x = matrix_functions();
     for (int round = 0; round < 150; round++) {
-        const long large = to(10) == 1 ? 500 : 30;
+        const long large = to(6) == 1 ? 600 : 30;
         const long m = to(40), n = to(200), segment = to(large), segments = to(3);
         const long k = segment * segments, padded = (n + LANES - 1) / LANES * LANES;
         const long stride = segment + to(9), lda = segments * stride + to(9), ldc = n + to(9);

@@ -353,7 +353,7 @@ def test_a_small_run_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0, err
     assert "T 2, B 1, H 4" in out
     assert "best: " in out
-    assert "1 mutants" in out
+    assert "mutants (1): eager / native" in out
     assert "nn.LSTM / lstm, least" in out
     assert not [line for line in out.splitlines() if line != line.rstrip()]
     assert "memorisation" not in out
