@@ -46,8 +46,8 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* What is known of p is forgotten. Else gcc keeps the addresses of all sums across the loop over the
-depth, where registers are wanted: up to 7 % slower. */
+/* What is known of p is forgotten. Else gcc keeps the addresses of all sums across the loop over
+the depth, where registers are wanted: up to 7 % slower. */
 #define OPAQUE(p) __asm__("" : "+r"(p))
 /* No load moves up to here. Else gcc for Arm loads a whole column of `a` first and spills sums. */
 #define IN_ORDER __asm__ volatile("" : : : "memory")

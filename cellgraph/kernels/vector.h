@@ -1,10 +1,10 @@
 /* Vectors of reals: loads and stores, selection, and the elementary functions of the op table.
 
 Everything that generated cells and matrix.c need to know about the machine's vectors lives here; no
-loops over arrays do. It is included for every cell, so it stays small and brings no header of
-intrinsics (2 ms of gcc's time; <math.h> takes 4). Vectors are those of gcc and clang
-(`vector_size`), with the operators of C; the few things that cannot be said with them use a builtin
-of gcc where there is one, beside a portable form.
+loops over arrays do. It is included for every cell, so it stays small (gcc reads it in 2 ms) and
+includes no intrinsics. Vectors are those of gcc and clang (`vector_size`), with the operators of C;
+the few things that cannot be said with them use a builtin of gcc where there is one, beside a
+portable form.
 
 Compile with -O2 -ffp-contract=fast, so that a * b + c becomes one instruction where there is one
 (gcc does that from -O2 on), and never with -ffast-math: rounding tricks, NaN and infinities must
@@ -202,8 +202,8 @@ INLINE V polynomial(V x, const real *c, int count)
 #define LN2_LOW ((real)3.1946184945309415e-05)
 #endif
 
-/* The integer n next to k x / ln 2, and scale = 2^n, for -BIAS <= n <= BIAS + 1; the ends come out as
-   0 and infinity. Then e^(kx) = scale e^(kr) with r = x - n (ln 2 / k), |kr| <= ln(2) / 2. */
+/* The integer n next to k x / ln 2, and scale = 2^n, for -BIAS <= n <= BIAS + 1; the ends come out
+   as 0 and infinity. Then e^(kx) = scale e^(kr) with r = x - n (ln 2 / k), |kr| <= ln(2) / 2. */
 INLINE V exponent(V x, real k, V *scale)
 {
     V t = x * (k * LOG2E) + (ROUNDER + BIAS);
@@ -211,9 +211,9 @@ INLINE V exponent(V x, real k, V *scale)
     return t - (ROUNDER + BIAS);
 }
 
-/* e^x = scale^2 e^r with |r| <= ln 2: one factor of 2^n would overflow before the result does, two do
-   not, so that all is right up to the largest number and down to the least denormal. The wider range
-   of r costs a coefficient or two, less than splitting n. */
+/* e^x = scale^2 e^r with |r| <= ln 2: one factor of 2^n would overflow before the result does, two
+   do not, so that all is right up to the largest number and down to the least denormal. The wider
+   range of r costs a coefficient or two, less than splitting n. */
 INLINE V v_exp(V x)
 {
 #ifdef REAL_DOUBLE
@@ -249,8 +249,8 @@ INLINE V v_exp(V x)
 #define COTH(k) {1 / (k), 0.33333236 * (k), -0.022127803 * (k) * (k) * (k)} /* 2^-30.8 */
 #endif
 
-/* 1 / (1 + e^-x) with e^-x = scale (t - r) / (t + r). Where the result would be denormal (below -88.4
-   for float, -709.4 for double) scale is infinite and the result zero. */
+/* 1 / (1 + e^-x) with e^-x = scale (t - r) / (t + r). Where the result would be denormal (below
+   -88.4 for float, -709.4 for double) scale is infinite and the result zero. */
 INLINE V v_sigmoid(V x)
 {
     static const real C[] = COTH(0.5);
@@ -354,8 +354,8 @@ static inline V v_erf(V x)
     return select(y < (real)0.9, small, large);
 }
 
-/* pi/2 in parts: up to |x| = FAR, multiples of all but the last are exact without fused multiply-add
-   too (9 bits each for float, 33 for double). */
+/* pi/2 in parts: up to |x| = FAR, multiples of all but the last are exact without fused
+   multiply-add too (9 bits each for float, 33 for double). */
 #ifdef REAL_DOUBLE
 #define FAR 1e6
 #define HALF_PI {1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21}

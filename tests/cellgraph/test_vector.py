@@ -29,8 +29,8 @@ KERNELS = Path(cellgraph.__file__).parent / "kernels"
 FUNCTIONS = ("exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "sin", "cos", "erf", "fabs")
 FLAGS = ["-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-#: What the header is written for; a machine that runs the first runs all. `base` is SSE2 on x86-64,
-#: and without optimisation gcc fuses no multiply-add.
+#: What the header is written for; a machine that runs the first runs all. `base` is SSE2 on x86-64
+#: and has no fused multiply-add, which gcc makes from -O2 on.
 INSTRUCTIONS = {"native": ["-O2", "-march=native"], "base": ["-O1"]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTIONS["avx2"] = ["-O2", "-march=native", "-mno-avx512f"]
