@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,15 +55,20 @@ class Source:
     """One C text to be built.
 
     name: how its entry in the cache begins: 1 to 80 of A-Z a-z 0-9 _ and -; ValueError otherwise.
+    text: the C, or a function that makes it, called only where it has to be compiled.
     identity: what tells it from other sources, where that is not its text: two texts with one
         identity are the same code.
     optimisation: THOROUGH, or QUICK for what is compiled while somebody waits.
     """
 
     name: str
-    text: str
+    text: str | Callable[[], str]
     identity: str = ""
     optimisation: tuple[str, ...] = THOROUGH
+
+    def read(self) -> str:
+        """The text."""
+        return self.text if isinstance(self.text, str) else self.text()
 
     def __post_init__(self) -> None:
         # It becomes part of a path.
@@ -132,7 +137,7 @@ def load(sources: Sequence[Source], *, double: bool = False) -> list[ctypes.CDLL
         missing: dict[tuple[str, ...], dict[str, str]] = {}
         for stem, source in zip(stems, sources, strict=True):
             if stem not in _process.loaded and not _fetch(stem):
-                missing.setdefault(source.optimisation, {})[stem] = source.text
+                missing.setdefault(source.optimisation, {})[stem] = source.read()
         for optimisation, texts in missing.items():
             library = _built(found, texts, [*optimisation, *_defines(double)])
             _process.loaded.update(dict.fromkeys(texts, library))
@@ -257,7 +262,7 @@ def _first_error(message: str) -> str:
 
 def _stem(source: Source, means: list[str]) -> str:
     """NAME-DIGEST, equal where the same would be built by the same means."""
-    said = source.identity or source.text
+    said = source.identity or source.read()
     parts = [source.name, bool(source.identity), said, *source.optimisation, *means]
     return f"{source.name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"
 

@@ -22,26 +22,37 @@ from cellgraph.stages import is_block
 
 @dataclass(frozen=True)
 class Text:
-    """A cell as C. `identity` is the same for cells that differ in names alone."""
+    """A cell as C. `identity` is the same for cells that differ in names alone, which are one
+    library; its text is what the compiler would get of a cell without names."""
 
-    key: str  # of the cell
-    source: str
+    plan: Plan
     identity: str
-    forward: str  # names of the functions
-    backward: str
+    number: str
+
+    @property
+    def forward(self) -> str:
+        """The name of the forward function."""
+        return f"forward_{self.number}"
+
+    @property
+    def backward(self) -> str:
+        """The name of the backward function."""
+        return f"backward_{self.number}"
+
+    def source(self) -> str:
+        """The C text, under the cell's own names."""
+        return _Printer(self.plan, named=True).source(self.number)
 
     def unit(self) -> compiler.Source:
         """For the compiler. The name is part of a path: of the key, nothing of the user's."""
-        return compiler.Source(self.key[:32], self.source, self.identity, compiler.QUICK)
+        key = self.plan.core.cell.key()
+        return compiler.Source(key[:32], self.source, self.identity, compiler.QUICK)
 
 
 def emit(plan: Plan) -> Text:
     """The two functions of a plan."""
     identity = _Printer(plan, named=False).source("0")
-    number = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    source = _Printer(plan, named=True).source(number)
-    key = plan.core.cell.key()
-    return Text(key, source, identity, f"forward_{number}", f"backward_{number}")
+    return Text(plan, identity, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
 class _Printer(Writer):

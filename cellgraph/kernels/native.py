@@ -356,7 +356,8 @@ class Runner:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         kernel = self.kernel(x.dtype)
         steps, rows = x.shape[:2] if tokens is None else tokens.shape
-        if tokens is not None and x.shape[0] < steps * rows:
+        # Looking up sums instead of rows costs a pass over them: it has to save more than that.
+        if tokens is not None and 2 * x.shape[0] <= steps * rows:
             batch = Batch(steps, rows, None, checked(tokens, x.shape[0]), x.shape[0])
             y, last = self._rows(kernel, batch, params, x, state)
             return y.view(steps, rows, y.shape[1]), last

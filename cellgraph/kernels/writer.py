@@ -169,7 +169,8 @@ class Writer:
         self.loop_body(loop)
         body, self.lines, self.depth = self.lines, around, depth
         text = "\n".join(body)
-        arguments = [name for name in self.arguments() if re.search(rf"\b{name}\b", text)]
+        words = frozenset(re.findall(r"\w+", text))
+        arguments = [name for name in self.arguments() if name in words]
         typed = ", ".join(f"{self.argument_type(name)}{name}" for name in arguments)
         name = f"loop{len(self.loops)}_{self.number}"
         self.loops.append("\n".join([f"static void {name}({typed})", "{", text, "}", ""]))

@@ -30,7 +30,7 @@ FLAGS = "-std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall 
 MACHINES = {"native": "-march=native"}
 if platform.machine() == "x86_64":
     MACHINES |= {"avx2": "-march=x86-64 -mavx2 -mfma", "sse2": "-march=x86-64"}
-REALS = {"float": np.float32, "double": np.float64}
+REALS: dict[str, type[np.floating[Any]]] = {"float": np.float32, "double": np.float64}
 VARIANTS = tuple(itertools.product(MACHINES, REALS))
 GUARD = 12345.0
 SIZES = (1, 2, 7, 15, 16, 17, 63, 64, 65, 100, 208)
@@ -105,8 +105,10 @@ class Kernels:
         there `before`, unless that was NaN), the rest as before."""
         inner = slice(0, terms[0][0].shape[0]), slice(0, terms[0][1].shape[1])
         first = np.nan_to_num(before[inner].astype(np.float64))
-        wanted = sum((np.float64(a) @ np.float64(b) for a, b in terms), first)
-        sizes = sum((abs(np.float64(a)) @ abs(np.float64(b)) for a, b in terms), abs(first))
+        wanted = sum((a.astype(np.float64) @ b.astype(np.float64) for a, b in terms), first)
+        sizes = sum(
+            (abs(a.astype(np.float64)) @ abs(b.astype(np.float64)) for a, b in terms), abs(first)
+        )
         # Rounding errors are random: of 10,000 sums none is off by 2 units of its absolute sum.
         wrong = ~(abs(after[inner] - wanted) <= 8 * np.finfo(self.real).eps * sizes)
         assert not wrong.any(), (np.argwhere(wrong)[:4], after[inner][wrong][:4], wanted[wrong][:4])
@@ -339,7 +341,7 @@ def spoil(draw: np.random.Generator, part: Array) -> None:
 def sums(a: Array, b: Array) -> Array:
     """a @ b, one by one: a library for products may treat zeros and infinities as it likes."""
     with np.errstate(invalid="ignore"):
-        return np.asarray((np.float64(a)[:, :, None] * np.float64(b)).sum(1))
+        return np.asarray((a.astype(np.float64)[:, :, None] * b.astype(np.float64)).sum(1))
 
 
 def same_kind(got: Array, wanted: Array) -> None:
