@@ -235,6 +235,10 @@ class CellLayer(nn.Module):
                 raise CellError(
                     f"state {declared.name} has shape {tuple(value.shape)}, expected {expected}"
                 )
+            if value.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise CellError(
+                    f"state {declared.name} is {value.dtype}, x {x.dtype}, expected equal types"
+                )
         return given if batched else tuple(value.unsqueeze(1) for value in given)
 
     def _leave_state(self, last: tuple[Tensor, ...]) -> Any:
@@ -248,7 +252,7 @@ class CellLayer(nn.Module):
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x (T, B, X) through all layers; with `tokens`, x is the table that they index."""
-        weight = next(self.parameters(), x)
+        weight = next(iter(cast("Cell", self.cells[0]).tensors().values()), x)
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise CellError(f"x is {x.dtype}, the layer {weight.dtype}, expected equal types")
         mask = backwards = None
@@ -277,6 +281,8 @@ class CellLayer(nn.Module):
             ys.append(_reversed(y, backwards) if direction else y)
             lasts.append(last)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
+        if len(lasts) == 1:
+            return x, tuple(part.unsqueeze(0) for part in lasts[0])
         return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
 

@@ -45,14 +45,6 @@ class Model(nn.Module):
         self.head = nn.Linear(hidden_size, task.output_width)
         self.hidden_size = hidden_size
 
-    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Logits (T, B, V or F) and the layers' new state.
-
-        inputs: (T, B) tokens or (T, B, F) frames;  state: what the last call returned, None: zero
-        """
-        y, state = self._outputs(inputs, state)  # (T, B, H)
-        return self.head(y), state  # (T, B, V or F)
-
     def scored(self, batch: Batch, state: Any = None) -> tuple[Tensor, Tensor, Any]:
         """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps, and the new state.
 

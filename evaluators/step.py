@@ -31,7 +31,9 @@ class Step:
 
     def __init__(self, model: Model, task: Task, settings: Settings) -> None:
         self.model, self.task, self.clip = model, task, settings.clip
-        self.optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer)
+        # Who asks for eager asks for torch: no compiler is started then.
+        compiled = model.layers.backend != "eager"
+        self.optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer, compiled)
         self._state: Any = None
         self._loss: Tensor | None = None
         self._share = torch.ones(())
@@ -46,7 +48,8 @@ class Step:
 
     def backward(self) -> float:
         """The gradient of what `forward` returned, over B; returns its norm before clipping."""
-        assert self._loss is not None, "forward comes first"  # noqa: S101
+        if self._loss is None:
+            raise RuntimeError("a gradient without a loss, expected a call of forward before")
         self.optimizer.zero_grad()
         self._loss.backward(self._share)
         self._loss = None

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +27,7 @@ from cellgraph.backends import check_backend
 from evaluators import tasks
 from evaluators.errors import DataError, unknown
 from evaluators.metrics import measure, uniform_loss
-from evaluators.model import Model, build, flops_per_step
+from evaluators.model import build, flops_per_step
 from evaluators.schedule import Schedule
 from evaluators.settings import Budget, Settings
 from evaluators.step import Step
@@ -69,7 +71,8 @@ def evaluate(
                  training ended before the first
         final    the same of the last evaluation
         test     if asked for and status is ok: on the test split, of the best parameters
-        fallback only where the cell could not be compiled and ran on the eager backend: why
+        fallback only where the compiler failed and torch did its work, so that numbers differ in
+                 their last places: why
         cost     steps, seconds, hidden_size, parameters, flops_per_step (forward, one batch row)
 
     Raises for wrong arguments only: `CellError` for text that is no cell and unknown backends,
@@ -84,8 +87,8 @@ def evaluate(
     for split in split_metrics:
         if split not in get_args(Split):
             raise unknown("split", split, get_args(Split))
-    with_test = "test" in split_metrics
-    return [_evaluate(cell, task, s, budget, seed, backend, with_test, on_eval) for s in chosen]
+    candidate = _Candidate(cell, task, budget, seed, backend, "test" in split_metrics, on_eval)
+    return [_evaluate(candidate, s) for s in chosen]
 
 
 def prepare_process() -> None:
@@ -94,9 +97,11 @@ def prepare_process() -> None:
     One thread: workers share the machine, and sums in another order have other last digits. With
     one thread the CPU kernels in use are deterministic without torch's slower deterministic mode.
     Denormals, which saturated gates produce in great numbers, are slow; they become zero.
+    What did not compile stands in the records; warnings would run through the picture of a search.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    warnings.filterwarnings("ignore", "cells run on the eager backend", RuntimeWarning)
 
 
 def derive_seed(*parts: object) -> int:
@@ -111,33 +116,43 @@ def _as_cell(cell: CellGraph | str | Path) -> CellGraph:
     return cg.parse(cell) if isinstance(cell, str) and "\n" in cell else cg.load(cell)
 
 
-def _evaluate(
-    cell: CellGraph,
-    task: Task,
-    settings: Settings,
-    budget: Budget,
-    run_seed: int,
-    backend: str,
-    with_test: bool,
-    on_eval: OnEval | None,
-) -> dict[str, Any]:
-    seed = derive_seed(run_seed, cell.key(), task.name, settings.id)
+@dataclass
+class _Candidate:
+    """A cell, and what all its trainings share."""
+
+    cell: CellGraph
+    task: Task
+    budget: Budget
+    seed: int  # of the run
+    backend: str
+    with_test: bool
+    on_eval: OnEval | None
+    fallback: str | None = None  # why its backend has become eager
+
+
+def _evaluate(candidate: _Candidate, settings: Settings) -> dict[str, Any]:
+    cell, task = candidate.cell, candidate.task
+    seed = derive_seed(candidate.seed, cell.key(), task.name, settings.id)
     cost = {"steps": 0, "seconds": 0.0, "hidden_size": 0, "parameters": 0, "flops_per_step": 0}
     record: dict[str, Any] = {"setting": settings.to_dict(), "seed": seed}
     record |= {"status": "ok", "error": None, "curve": [], "metrics": {}, "final": {}, "cost": cost}
     started = time.perf_counter()
     try:
-        model = build(cell, task, settings, derive_seed(seed, "parameters"), backend)
+        model = build(cell, task, settings, derive_seed(seed, "parameters"), candidate.backend)
         cost["hidden_size"] = model.hidden_size
         cost["parameters"] = sum(p.numel() for p in model.parameters())
         cost["flops_per_step"] = flops_per_step(cell, task, model.hidden_size, settings.layers)
+        training = Step(model, task, settings)
         with torch.random.fork_rng(devices=[]):  # dropout can only draw from the global generator
             torch.manual_seed(derive_seed(seed, "dropout"))
             try:
-                _train(model, task, settings, budget, record, with_test, on_eval)
+                _train(training, settings, candidate, record)
             finally:
                 if model.layers.fallback is not None:
-                    record["fallback"] = _one_line(model.layers.fallback)
+                    # Not tried again for the next setting: a compiler that hangs takes 30 s.
+                    candidate.backend, candidate.fallback = "eager", model.layers.fallback
+                if reason := candidate.fallback or training.optimizer.fallback:
+                    record["fallback"] = _one_line(reason)
     except _TrainingError as end:
         record |= {"status": end.status, "error": str(end)}
     except DataError:
@@ -160,24 +175,20 @@ class _TrainingError(Exception):
 
 
 def _train(
-    model: Model,
-    task: Task,
-    settings: Settings,
-    budget: Budget,
-    record: dict[str, Any],
-    with_test: bool,
-    on_eval: OnEval | None,
+    training: Step, settings: Settings, candidate: _Candidate, record: dict[str, Any]
 ) -> None:
     """Fill in curve, metrics and cost of `record`; `_TrainingError` when it ends badly."""
-    training = Step(model, task, settings)
+    model, task, budget = training.model, candidate.task, candidate.budget
     schedule = Schedule(budget, settings.lr, task.maximise)
     limit = DIVERGED * uniform_loss(task)
-    deadline = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
+    deadline = math.inf
     total, count = 0.0, 0  # loss and scored steps since the last evaluation
     best: Tensor | None = None  # parameters of the best evaluation, kept for the test split
     model.train()
     for step, batch in enumerate(task.train_batches(derive_seed(record["seed"], "data")), start=1):
         nats, scored = training.forward(batch)
+        if step == 1 and budget.seconds is not None:  # not before: the first call may compile
+            deadline = time.monotonic() + budget.seconds
         if not nats <= limit * scored:  # true for NaN too
             raise _TrainingError("diverged", f"training loss {nats / scored:.3g}", step)
         norm = training.backward()
@@ -198,10 +209,10 @@ def _train(
             metrics = record["metrics"]
             if not metrics or _better(value, metrics[task.metric], task.maximise):
                 record["metrics"] = record["final"]
-                best = training.optimizer.copy() if with_test else None
+                best = training.optimizer.copy() if candidate.with_test else None
             total, count = 0.0, 0
-            if on_eval is not None:
-                on_eval(*row)
+            if candidate.on_eval is not None:
+                candidate.on_eval(*row)
             reached = budget.target is not None and not _better(budget.target, value, task.maximise)
             if not schedule.observe(value) or reached or step == budget.steps:
                 break

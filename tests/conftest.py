@@ -11,6 +11,15 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cells",
+        type=int,
+        default=12,
+        help="random cells on which native code is compared with the interpreter (12)",
+    )
+
+
 @pytest.fixture(autouse=True)
 def denormal_numbers() -> Iterator[None]:
     """A run in this process (`--workers 0`) flushes them to zero, for good; hypothesis objects."""

@@ -44,9 +44,9 @@ class Text:
         return _Printer(self.plan, named=True).source(self.number)
 
     def unit(self) -> compiler.Source:
-        """For the compiler. The name is part of a path: of the key, nothing of the user's."""
-        key = self.plan.core.cell.key()
-        return compiler.Source(key[:32], self.source, self.identity, compiler.QUICK)
+        """For the compiler. The name is part of a path: a digest, nothing of the user's, the same
+        for all cells that are the same code (those that differ in starts alone, for example)."""
+        return compiler.Source(self.number, self.source, self.identity, compiler.QUICK)
 
 
 def emit(plan: Plan) -> Text:

@@ -10,7 +10,6 @@ or fewer where sequences differ in length), X input width.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +46,11 @@ class Batch:
     entries: int = 0
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the outputs: (T, B), or (R,) where sequences differ in length."""
+        return (self.steps, self.rows) if self.starts is None else (self.total,)
+
+    @property
     def total(self) -> int:
         """R."""
         return self.steps * self.rows if self.starts is None else int(self.starts[-1])
@@ -59,6 +63,7 @@ class _Sizes:
     array: Any  # ctypes long[]
     tape: int  # elements
     histories: tuple[int, ...]  # elements of each
+    shapes: tuple[tuple[int, ...], ...]  # of the tensors of a call
     room: int
     room_back: int
 
@@ -99,6 +104,7 @@ class Kernel:
         self.state_widths = [s.width for s in cores.cell.states]
         self.output_width = str(cores.width[cores.output])
         self.matrix_names = cores.matrices()
+        self.axes = self._find_axes()
         self.width_sources = self._find_widths()
         summed = {leaf for _, leaf in self.plan.sums}
         summed |= {leaf for leaf, _ in self.plan.accumulated}
@@ -109,19 +115,22 @@ class Kernel:
 
     # -- sizes
 
-    def _find_widths(self) -> dict[str, tuple[int, int]]:
-        """For every width: which of the tensors of a call has it, in which axis."""
+    def _find_axes(self) -> list[tuple[str, ...]]:
+        """For every tensor of a call: R, B or a width for each axis."""
         cores = self.plan.core
         params = {p.name: p for p in cores.cell.params}
-        axes: list[tuple[str | None, ...]] = [
-            (None, name) for name in (*self.row_widths, *self.state_widths)
-        ]
-        axes += [(params[name].rows, params[name].cols) for name in self.matrix_names]
-        axes += [(cores.width[leaf],) for leaf in cores.statics]
+        axes: list[tuple[str, ...]] = [("(R)", name) for name in self.row_widths]
+        axes += [("(B)", name) for name in self.state_widths]
+        axes += [(str(params[m].rows), str(params[m].cols)) for m in self.matrix_names]
+        axes += [() if (w := cores.width[leaf]) is None else (w,) for leaf in cores.statics]
+        return axes
+
+    def _find_widths(self) -> dict[str, tuple[int, int]]:
+        """For every width: which of the tensors of a call has it, in which axis."""
         found: dict[str, tuple[int, int]] = {}
-        for at, names in enumerate(axes):
+        for at, names in enumerate(self.axes):
             for axis, name in enumerate(names):
-                if name is not None:
+                if name not in ("(R)", "(B)"):
                     found.setdefault(name, (at, axis))
         return found
 
@@ -129,11 +138,12 @@ class Kernel:
         """How large everything is for a call; remembered."""
         values = tuple(widths[w] for w in self.layout.widths)
         key = (batch.steps, batch.rows, batch.total, batch.entries, recording, values)
-        if key not in self._sizes:
+        found = self._sizes.get(key)
+        if found is None:
             if len(self._sizes) > 256:  # lengths of real sentences come in thousands of shapes
                 self._sizes.clear()
-            self._sizes[key] = self._measure(batch, dict(widths), recording)
-        return self._sizes[key]
+            found = self._sizes[key] = self._measure(batch, dict(widths), recording)
+        return found
 
     def _measure(self, batch: Batch, widths: dict[str, int], recording: bool) -> _Sizes:
         lanes = self.matrices.lanes
@@ -160,6 +170,7 @@ class Kernel:
             depth = sum(widths[plan_.columns[c]] for c in product.columns)
             return depth * wide[str(width_of[product.operand])]
 
+        lengths = {"(R)": batch.entries or batch.total, "(B)": batch.rows, **widths}
         ahead = [*plan_.hoisted, *(p for phase in plan_.forward for p in phase.products)]
         back = [p for phase in plan_.backward for p in phase.products]
         back += [*plan_.states_back, *plan_.rows_back]
@@ -182,6 +193,7 @@ class Kernel:
             array=(ctypes.c_long * len(array))(*array),
             tape=tape_rows * row,
             histories=tuple(history_rows * wide[w] for w in self.state_widths),
+            shapes=tuple(tuple(lengths[axis] for axis in axes) for axes in self.axes),
             room=statics + table + sum(forward_pack(p) for p in ahead),
             room_back=room_back,
         )
@@ -196,8 +208,9 @@ class Kernel:
         """`tensors`, contiguous: row inputs (R, ·), first states (B, ·), matrices, statics."""
         widths = self._widths(tensors)
         sizes = self.sizes(batch, widths, recording)
+        self._check(tensors, sizes)
         x = tensors[0]
-        output = x.new_empty(batch.total, widths[self.output_width])
+        output = x.new_empty(*batch.shape, widths[self.output_width])
         last = tuple(x.new_empty(batch.rows, widths[w]) for w in self.state_widths)
         kept = x.new_empty(sizes.tape + sum(sizes.histories))
         room = x.new_empty(sizes.room)
@@ -205,6 +218,15 @@ class Kernel:
         array = (ctypes.c_void_p * len(pointers))(*pointers)
         self._forward(self.matrices.pointer, sizes.array, array)
         return Outcome(output, last, kept)
+
+    def _check(self, tensors: Sequence[Tensor], sizes: _Sizes) -> None:
+        """C reads through bare addresses: what does not fit would be any bytes that lie there."""
+        for tensor, shape in zip(tensors, sizes.shapes, strict=True):
+            if tensor.shape != shape or tensor.dtype != self.dtype or not tensor.is_cpu:
+                raise CellError(
+                    f"a tensor of the cell is {tensor.dtype} of shape {tuple(tensor.shape)} on "
+                    f"{tensor.device}, expected {self.dtype} of shape {shape} on cpu"
+                )
 
     def _pointers(
         self,
@@ -218,10 +240,11 @@ class Kernel:
     ) -> list[int | None]:
         rows, states = self.layout.rows, self.layout.states
         given = [t.data_ptr() for t in tensors]
-        histories, at = [], kept.data_ptr() + sizes.tape * kept.itemsize
+        itemsize = self.dtype.itemsize
+        histories, at = [], kept.data_ptr() + sizes.tape * itemsize
         for size in sizes.histories:
             histories.append(at)
-            at += size * kept.itemsize
+            at += size * itemsize
         return [
             None if batch.starts is None else batch.starts.data_ptr(),
             None if batch.tokens is None else batch.tokens.data_ptr(),
@@ -248,7 +271,7 @@ class Kernel:
         sizes = self.sizes(batch, widths, recording=True)
         x = tensors[0]
         if output is None:
-            output = x.new_zeros(batch.total, widths[self.output_width])
+            output = x.new_zeros(*batch.shape, widths[self.output_width])
         rows, states, matrices = self.layout.rows, self.layout.states, self.layout.matrices
         moves = [*self.row_moves, *[True] * (states + matrices), *self.static_moves]
         if batch.tokens is not None:  # entries that no row looks up keep a zero
@@ -329,7 +352,6 @@ class Runner:
     def __init__(self, cell: CellGraph) -> None:
         self.cell = cell
         self._kernels: dict[torch.dtype, Kernel] = {}
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Runner, (self.cell,)
@@ -340,10 +362,8 @@ class Runner:
     def kernel(self, dtype: torch.dtype) -> Kernel:
         """The compiled cell. Raises `CompilerError`."""
         found = self._kernels.get(dtype)
-        if found is None:
-            with self._lock:
-                found = self._kernels.get(dtype) or Kernel(self.cell, dtype)
-                self._kernels[dtype] = found
+        if found is None:  # without a lock, which a fork could leave closed: two are no harm
+            found = self._kernels.setdefault(dtype, Kernel(self.cell, dtype))
         return found
 
     def __call__(
@@ -359,14 +379,12 @@ class Runner:
         # Looking up sums instead of rows costs a pass over them: it has to save more than that.
         if tokens is not None and 2 * x.shape[0] <= steps * rows:
             batch = Batch(steps, rows, None, checked(tokens, x.shape[0]), x.shape[0])
-            y, last = self._rows(kernel, batch, params, x, state)
-            return y.view(steps, rows, y.shape[1]), last
+            return self._rows(kernel, batch, params, x, state)
         if tokens is not None:
             x = torch.nn.functional.embedding(tokens, x)
         flat = x.reshape(steps * rows, x.shape[2])
         if mask is None:
-            y, last = self._rows(kernel, Batch(steps, rows), params, flat, state)
-            return y.view(steps, rows, y.shape[1]), last
+            return self._rows(kernel, Batch(steps, rows), params, flat, state)
         # Longest first, so that the rows of a step are the first ones of the step before.
         lengths = mask[..., 0].sum(0)
         order = lengths.argsort(descending=True, stable=True)

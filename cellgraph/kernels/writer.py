@@ -6,11 +6,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-from cellgraph.graph import CONST, Node, is_name
+from cellgraph.graph import CONST, INPUT, Node, is_name
 from cellgraph.kernels.labels import labels, shown
 from cellgraph.kernels.layout import layout
 from cellgraph.kernels.plan import Loop, Place, Plan, Product
 from cellgraph.ops import OPS
+
+LONGEST_LINE = 100  # characters; compilers also limit how deep brackets nest
 
 
 @cache
@@ -45,6 +47,7 @@ class Writer:
         cell = plan.core.cell
         names = [cell.name, *(p.name for p in cell.params), *(s.name for s in cell.states)]
         names += [name.removesuffix("'") for name, _ in cell.names]
+        names += [str(node.attr) for node in cell.nodes if node.op == INPUT]
         #: Only names of the notation may stand in comments.
         self.explained = named and all(is_name(name) or is_name(name + "_") for name in names)
         self.labels = labels(plan.core) if self.explained else {}
@@ -224,7 +227,7 @@ class Writer:
 
     def define(self, node: Node, expression: str, text: dict[Node, str], inline: bool) -> None:
         """A line of its own for what has a name or several readers."""
-        if inline:
+        if inline and len(expression) <= LONGEST_LINE:
             text[node] = expression
         else:
             self.put(f"const V {self.value(node)} = {_bare(expression)};")

@@ -61,6 +61,8 @@ class Memorisation(Task):
         }
         self._eval_batch = whole(self.name, "eval_batch_size", eval_batch_size)
         self.unroll = 2 * self.length
+        self._mask = torch.zeros(self.unroll, 1)
+        self._mask[self.length :] = 1.0
         self.input_width = self.output_width = self.symbols + 1
         super().__init__(
             symbols=self.symbols,
@@ -86,8 +88,8 @@ class Memorisation(Task):
 
     def _batch(self, rng: np.random.Generator, rows: int) -> Batch:
         symbols = rng.integers(self.symbols, size=(self.length, rows))  # (L, B)
-        marker = np.full((1, rows), self.symbols)
-        text = torch.from_numpy(np.concatenate([symbols, marker, symbols]))  # (2L + 1, B)
-        mask = torch.zeros(2 * self.length, rows)
-        mask[self.length :] = 1.0
-        return Batch(text[:-1], text[1:], mask, True)
+        text = np.empty((2 * self.length + 1, rows), np.int64)
+        text[: self.length] = text[self.length + 1 :] = symbols
+        text[self.length] = self.symbols  # the marker
+        tokens = torch.from_numpy(text)
+        return Batch(tokens[:-1], tokens[1:], self._mask.expand(-1, rows), True)

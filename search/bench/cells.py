@@ -29,7 +29,7 @@ SMALL_SHAPES = 2  #: the smallest ones: there mutants are measured as long as ce
 INTERPRETED = 128  #: H up to which the interpreter runs; beyond it takes seconds
 
 NAMED = Effort(seconds=1.0)
-FEW = Effort(seconds=0.0, turn=0.0)  # as few calls as there can be
+FEW = Effort(seconds=0.3)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Row:
     """One cell at one shape.
 
     flops: of the matrix products, forward and backward. finite: outputs and gradients are.
-    ms: the median of each variant. of_best: the rate of native products, measured against the
-    machine's best in the same rounds.
+    ms: the median of each variant; least_ms: its shortest turn, which others on the machine disturb
+    least. over_native: how many times as long as the compiled cell the other variants take.
+    of_best: the rate of native products over the machine's best in the same rounds.
     """
 
     cell: str
@@ -49,11 +50,9 @@ class Row:
     finite: bool
     rounds: int
     ms: dict[str, float]
+    least_ms: dict[str, float]
+    over_native: dict[str, float]
     of_best: float | None
-
-    def over_native(self, name: str) -> float | None:
-        """How many times as long as the compiled cell another variant takes."""
-        return self.ms[name] / self.ms[NATIVE] if name in self.ms else None
 
     def gflops(self, name: str) -> float:
         """The rate of a variant, if it computed the products alone and each of them once."""
@@ -61,12 +60,10 @@ class Row:
 
     def data(self) -> dict[str, Any]:
         """JSON-able."""
-        others = [name for name in self.ms if name != NATIVE]
         alike = [name for name in self.ms if name != LSTM]  # that one has products of its own
         return {
             **vars(self),
             "shape": list(self.shape),
-            "over_native": {name: self.over_native(name) for name in others},
             "gflops": {name: self.gflops(name) for name in alike},
         }
 
@@ -139,8 +136,7 @@ def _row(
     flops = product_flops(cell, shape, input_grad=request.input_grad)
     of_best = None
     if yardstick is not None and not mutant:
-        best = yardstick.flops / times["best"].median
-        of_best = flops / times[NATIVE].median / best
+        of_best = flops / yardstick.flops * times["best"].over(times[NATIVE])
     key = cell.key()
     return Row(
         cell=f"mutant {key[:8]}" if mutant else cell.name,
@@ -151,6 +147,8 @@ def _row(
         finite=finite,
         rounds=len(times[NATIVE].runs),
         ms={way: 1000 * times[way].median for way in ways},
+        least_ms={way: 1000 * min(times[way].runs) for way in ways},
+        over_native={way: times[way].over(times[NATIVE]) for way in ways if way != NATIVE},
         of_best=of_best,
     )
 

@@ -117,7 +117,7 @@ def text(found: Findings) -> str:
 
 
 def _over(name: str, rows: Sequence[Row]) -> list[float]:
-    return [ratio for row in rows if (ratio := row.over_native(name)) is not None]
+    return [row.over_native[name] for row in rows if name in row.over_native]
 
 
 def _by_shape(rows: Sequence[Row]) -> dict[Shape, list[Row]]:
@@ -186,7 +186,7 @@ def _cells(shape: Shape, rows: list[Row]) -> list[str]:
                 [
                     row.cell,
                     *(_number(row.ms.get(name)) for name in head),
-                    *(_number(row.over_native(name)) for name in head[1:]),
+                    *(_number(row.over_native.get(name)) for name in head[1:]),
                     _number(row.gflops(NATIVE), 0),
                     share,
                 ]

@@ -3,6 +3,7 @@ compared with the interpreter's."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -17,9 +18,7 @@ from cellgraph.interpret import unroll
 from cellgraph.sizes import concrete_widths
 from tests.strategies import Sample, cells, gradients
 
-Run = Callable[
-    [Mapping[str, Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]
-]
+Run = Callable[[Mapping[str, Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
 LARGEST_CELL = 100  # nodes; a search stays below that
 
 
@@ -34,17 +33,15 @@ class Shape(NamedTuple):
 
 
 def evolved(count: int, seed: int) -> list[cg.CellGraph]:
-    """Children, grandchildren and so on of the zoo: a quarter by crossover, the rest by mutation."""
+    """Children, grandchildren and so on of the zoo: a quarter by crossover, others by mutation."""
     rng = random.Random(seed)
     zoo = [cg.load(name) for name in cg.zoo.names()]
     found: list[cg.CellGraph] = []
     while len(found) < count:
         # Half of the parents are the latest children, so that generations follow each other.
         parents = [rng.choice(found[-8:] if found and rng.random() < 0.5 else zoo) for _ in "ab"]
-        if rng.random() < 0.25:
-            child = cg.crossover(*parents, rng)
-        else:
-            child = cg.mutate(parents[0], rng)
+        crossed = rng.random() < 0.25
+        child = cg.crossover(*parents, rng) if crossed else cg.mutate(parents[0], rng)
         if child is not None and len(child.nodes) <= LARGEST_CELL:
             found.append(child)
     return found
@@ -52,11 +49,11 @@ def evolved(count: int, seed: int) -> list[cg.CellGraph]:
 
 @cache
 def drawn(count: int) -> list[cg.CellGraph]:
-    """What hypothesis draws first: cells of several states, widths, scalars, starts and lines."""
-    found: list[cg.CellGraph] = []
+    """What hypothesis draws: cells of several states, widths, scalars, starts and lines."""
+    found: dict[cg.CellGraph, None] = {}
 
     @settings(
-        max_examples=count,
+        max_examples=count + count // 2 + 10,  # it draws some twice
         derandomize=True,
         database=None,
         deadline=None,
@@ -65,10 +62,10 @@ def drawn(count: int) -> list[cg.CellGraph]:
     )
     @given(cells())
     def draw(cell: cg.CellGraph) -> None:
-        found.append(cell)
+        found[cell] = None
 
     draw()
-    return found
+    return list(found)[:count]
 
 
 def numbers(
@@ -86,7 +83,18 @@ def numbers(
 
     params = {p.name: normal(*p.shape(widths)) for p in cell.params}
     x = normal(shape.steps, shape.rows, widths["X"])
-    return Sample(params, x, tuple(normal(shape.rows, widths[s.width]) for s in cell.states), widths)
+    state = tuple(normal(shape.rows, widths[s.width]) for s in cell.states)
+    return Sample(params, x, state, widths)
+
+
+def exact(at: Sample) -> Sample:
+    """The same numbers in float64."""
+
+    def double(value: Tensor) -> Tensor:
+        return value.detach().double().requires_grad_()
+
+    params = {name: double(value) for name, value in at.params.items()}
+    return Sample(params, double(at.x), tuple(double(s) for s in at.state), at.widths)
 
 
 def results(run: Run, at: Sample) -> tuple[list[Tensor], list[Tensor]]:
@@ -100,18 +108,21 @@ def defined(cell: cg.CellGraph) -> Run:
     return lambda params, x, state: unroll(cell, params, x, state)
 
 
+def largest(tensors: Sequence[Tensor]) -> float:
+    """Of all elements; NaN where there is one."""
+    return float(torch.stack([t.detach().abs().amax() for t in tensors]).amax())
+
+
 def error(found: Sequence[Tensor], expected: Sequence[Tensor], floor: float = 0.0) -> float:
-    """The largest difference within a tensor over its largest element (or `floor`), the worst of
-    all tensors; infinite where NaN or infinities stand elsewhere."""
+    """The largest difference within a tensor over its largest finite element (or `floor`, if that
+    is larger), the worst of all tensors; infinite where NaN or infinities stand elsewhere."""
     worst = 0.0
-    for mine, wanted in zip(found, expected, strict=True):
-        assert mine.shape == wanted.shape
-        mine, wanted = mine.detach().double(), wanted.detach().double()
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        mine, wanted = one.detach().double(), other.detach().double()
         same = (mine == wanted) | (mine.isnan() & wanted.isnan())
-        gap = torch.where(same, 0.0, (mine - wanted).abs())
-        if not gap.isfinite().all():
-            return float("inf")
-        size = max(float(wanted[wanted.isfinite()].abs().amax()) if wanted.isfinite().any() else 0, floor)
-        top = float(gap.amax())
-        worst = max(worst, top / size if size else float("inf") if top else 0.0)
+        gap = float(torch.where(same, 0.0, (mine - wanted).abs()).amax())
+        size = float(torch.where(wanted.isfinite(), wanted.abs(), floor).amax())
+        if gap:
+            worst = max(worst, math.inf if math.isnan(gap) else gap / max(size, floor, 5e-324))
     return worst
