@@ -90,6 +90,7 @@ class Run:
         trainings   settings; all those of a unit that was lost count, with steps unknown as 0
         seconds     the sum over units of the wall time of their last attempt
         retries     attempts beyond the first
+        fallbacks   units for which the compiler failed; torch did its work
         """
         statuses = Counter(training.status for training in self.trainings)
         kinds = Counter(event.kind for event in self.events)
@@ -105,9 +106,16 @@ class Run:
             "seconds": float(sum(result.seconds for result in self.results.values())),
             "statuses": {name: statuses[name] for name in sorted(statuses)},
             "retries": sum(result.attempts - 1 for result in self.results.values()),
+            "fallbacks": len({training.unit for training in self.trainings if training.fallback}),
             "workers_lost": kinds["worker_lost"],
             "resumed": kinds["resumed"],
         }
+
+    @cached_property
+    def fallbacks(self) -> dict[str, int]:
+        """How many units each reason of a fallback befell, the most frequent first."""
+        met = dict.fromkeys((str(t.fallback), t.unit) for t in self.trainings if t.fallback)
+        return dict(Counter(reason for reason, _ in met).most_common())
 
     def find(self, prefix: str) -> str:
         """The key that begins with these hexadecimal digits; SearchError for none or several."""

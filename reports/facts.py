@@ -171,6 +171,7 @@ def status_data(run: Run) -> dict[str, Any]:
             "done": sum(unit.id in run.results for unit in seed_units),
         },
         **run.totals,
+        "fallback_reasons": run.fallbacks,
         "funnel": run.funnel.to_dict("records"),
         "best": leaderboard_data(run, 3)["cells"],
     }

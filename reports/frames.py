@@ -16,7 +16,10 @@ from reports.trainings import Training
 from search.journal import CandidateRow, ResultRow, UnitRow
 
 _NUMBERS = ("metric", "customary", "loss", "best_step", "seconds", "parameters", "hidden_size")
-_RECORDS = ("unit", "candidate", "key", "stage", "purpose", "index", "status", "error", "steps")
+_RECORDS = (
+    *("unit", "candidate", "key", "stage", "purpose", "index"),
+    *("status", "error", "fallback", "steps"),
+)
 
 
 def records(trainings: Sequence[Training]) -> pd.DataFrame:

@@ -170,6 +170,8 @@ def status(run: Run, console: Console | None = None) -> None:
         rows.insert(1, ("last event", f"{data['last_event']['kind']} {data['last_event']['at']}"))
     trouble = {"workers lost": "workers_lost", "units tried again": "retries", "resumed": "resumed"}
     rows += [(name, f"{data[field]:,}") for name, field in trouble.items() if data[field]]
+    if data["fallbacks"]:
+        rows.append(("units not compiled", _fallbacks(data)))
     table = _table(["", ""], left=(0, 1), head=False)
     for name, text in rows:
         table.add_row(*_texts(name, text))
@@ -187,6 +189,12 @@ def status(run: Run, console: Console | None = None) -> None:
             key, score = cell["key"][:8], decimal(cell["score"])
             best.add_row(*_texts(cell["rank"], cell["name"], key, score, _origin(cell)))
         out.print(best)
+
+
+def _fallbacks(data: dict[str, Any]) -> str:
+    reason, *others = data["fallback_reasons"]
+    more = f" (and {counts({'other reasons': len(others)})})" if others else ""
+    return f"{data['fallbacks']:,}, left to torch: {reason}{more}"
 
 
 def _structure(out: Console, data: dict[str, Any]) -> None:

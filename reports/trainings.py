@@ -22,6 +22,7 @@ class Training:
     metric     what it counts for: None unless the status is ok, as in `search.funnel.Stage`
     customary  the same training in the customary unit of the task
     loss       of its best evaluation, also where the training failed later; nats per scored step
+    fallback   why torch did what should have been compiled; None where all was as it should be
     curve      rows of step, train_loss, loss, metric; the last two on validation data
     """
 
@@ -34,6 +35,7 @@ class Training:
     setting: Mapping[str, Any]
     status: str
     error: str | None
+    fallback: str | None
     metric: float | None
     customary: float | None
     loss: float | None
@@ -85,6 +87,7 @@ def trainings(
                 setting=setting,
                 status=record["status"],
                 error=record.get("error"),
+                fallback=record.get("fallback"),
                 metric=metrics.get(stage.metric) if counts else None,
                 customary=metrics.get(stage.customary) if counts else None,
                 loss=metrics.get("loss"),

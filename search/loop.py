@@ -23,6 +23,8 @@ from search.errors import SearchError
 from search.executor import Executor, Outcome
 from search.journal import CandidateRow, EventRow, Journal, ResultRow, UnitRow
 
+FALLBACK = "eager_fallback"  #: the kind of event; its detail: reason, and the first unit
+
 
 class Observer(Protocol):
     """Who watches a run. Nothing it does can change the run."""
@@ -47,6 +49,7 @@ class Loop:
     running: list[tuple[float, int]] = field(default_factory=list)  # heap of (virtual end, unit)
     works: dict[int, tuple[UnitRow, Work]] = field(default_factory=dict)  # those that run
     results: dict[int, ResultRow] = field(default_factory=dict)  # durable ones, by unit
+    reasons: set[str] = field(default_factory=set)  # of fallbacks, that the journal tells of
 
     def run(self) -> bool:
         """Until the search is over (True), or, in a replay, until a result is missing (False).
@@ -59,6 +62,8 @@ class Loop:
             CandidateRow: {row.id: row for row in self.journal.candidates()},
         }
         self.results = {row.unit: row for row in self.journal.results()}
+        told = [e.detail for e in self.journal.events() if e.kind == FALLBACK]
+        self.reasons = {str(d.get("reason")) for d in told if isinstance(d, Mapping)}
         replayed = frozenset(self.results)
         while True:
             self._start(self._ask(), held)
@@ -117,10 +122,22 @@ class Loop:
             outcomes = self.executor.wait(0.5)
             rows = [_result(outcome) for outcome in outcomes]
             if rows:
-                self.journal.write(results=rows, events=_fallbacks(rows))
+                self.journal.write(results=rows, events=self._fallbacks(rows))
                 self.results.update((row.unit, row) for row in rows)
             self.observer.waiting()
         return True
+
+    def _fallbacks(self, rows: Sequence[ResultRow]) -> list[EventRow]:
+        """An event for every new reason for which what should be compiled was left to torch, whose
+        numbers differ in their last places. Where there is no compiler all units have the same
+        reason; which they are, their records say."""
+        events = []
+        for row in rows:
+            for reason in (r["fallback"] for r in row.records if "fallback" in r):
+                if reason not in self.reasons:
+                    self.reasons.add(reason)
+                    events.append(EventRow(FALLBACK, {"unit": row.unit, "reason": reason}))
+        return events
 
 
 def _unit(number: int, work: Work, now: float) -> UnitRow:
@@ -155,16 +172,6 @@ def _result(outcome: Outcome) -> ResultRow:
     return ResultRow(
         outcome.unit, outcome.status, records, outcome.seconds, outcome.worker, outcome.attempts
     )
-
-
-def _fallbacks(rows: Sequence[ResultRow]) -> list[EventRow]:
-    """An event for every unit that ran on the eager backend because its cell could not be built:
-    its numbers differ in the last places from those of compiled code."""
-    events = []
-    for row in rows:
-        reasons = dict.fromkeys(r["fallback"] for r in row.records if "fallback" in r)
-        events += [EventRow("eager_fallback", {"unit": row.unit, "reason": r}) for r in reasons]
-    return events
 
 
 def _records(work: Work, result: ResultRow) -> list[Mapping[str, Any]]:

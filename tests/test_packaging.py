@@ -26,7 +26,7 @@ def test_the_wheel_holds_cells_configurations_and_templates(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("cellsearch-*.whl")
     names = frozenset(zipfile.ZipFile(wheel).namelist())
     data = [*ROOT.glob("cellgraph/zoo/*.cell"), *ROOT.glob("reports/templates/*")]
-    data += ROOT.glob("cellgraph/kernels/*.[ch]")
+    data += [*ROOT.glob("cellgraph/kernels/*.[ch]"), *ROOT.glob("evaluators/*.c")]
     code = [
         p
         for package in ("cellgraph", "evaluators", "reports", "search")

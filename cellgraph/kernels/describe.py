@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cellgraph.graph import CellGraph, Node
-from cellgraph.kernels.labels import labels, shown
+from cellgraph.kernels.labels import labels, number_long, shown
 from cellgraph.kernels.plan import Loop, Place, Plan, Product
 from cellgraph.kernels.planner import plan
 from cellgraph.printing import render
@@ -108,7 +108,9 @@ class _Describer:
         for state, leaf in zip(self.core.cell.states, adj.nexts, strict=True):
             self.label[leaf] = f"d{state.name}'"
         for operand, leaf in adj.operand.items():
-            self.label[leaf] = f"d({self.show(operand)})"
+            self.label[leaf] = f"d{self.show(operand)}"
+        loops = (loop for phase in made.backward for loop in phase.loops)
+        number_long([node for loop in loops for node, _ in loop.stores], self.label)
 
     def show(self, node: Node) -> str:
         return shown(node, self.label)
@@ -166,7 +168,8 @@ class _Describer:
         return self.product(product, f"sums {sign} [{stack}] @ {self.show(product.operand)}")
 
     def back_product(self, product: Product) -> Stage:
-        label = self.label.get(product.operand, f"d{product.operand.attr}")
+        shown_ = self.show(product.operand)
+        label = shown_ if product.operand in self.plan.adjoint.needs else f"d{shown_}"
         sign = "+=" if product.accumulate else "="
         stack = ", ".join(f"{m}ᵀ" for m in product.matrices)
         return self.product(product, f"{label} {sign} [{stack}] @ gradients of sums")

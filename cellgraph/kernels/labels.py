@@ -9,6 +9,7 @@ from cellgraph.printing import render
 from cellgraph.stages import Core
 
 LONGEST = 24  #: nodes of an expression that is written out
+LONGEST_SUM = 120  #: characters of a sum of products
 
 
 def labels(core: Core) -> dict[Node, str]:
@@ -21,6 +22,8 @@ def labels(core: Core) -> dict[Node, str]:
     for block in core.blocks:  # their operands come before them
         terms = (f"{t.matrix} @ {shown(t.operand, label)}" for t in block.terms)
         label[block.leaf] = f"[{' + '.join(terms)}]"
+        if len(label[block.leaf]) > LONGEST_SUM:  # of sums of sums of sums
+            label[block.leaf] = f"[{' + '.join(f'{t.matrix} @ ...' for t in block.terms)}]"
     return label
 
 

@@ -30,7 +30,8 @@ BATCHES, TOGETHER = 3, 10  #: batches of cells that are compiled in one run
 @dataclass(frozen=True)
 class Building:
     """Seconds. matrix: the one-off build of the matrix kernels; compiled, cached: of every cell,
-    lowering included; lowering: its part, up to the C text; together: of a cell among ten."""
+    lowering included; lowering: what comes before compiler or cache is asked; together: of a cell
+    among ten."""
 
     matrix: float
     compiled: Times

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 import cellgraph
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 KERNELS = Path(cellgraph.__file__).parent / "kernels"
 FUNCTIONS = ("exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "sin", "cos", "erf", "fabs")
@@ -34,7 +35,7 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 INSTRUCTIONS = {"native": ["-O2", "-march=native"], "base": ["-O1"]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTIONS["avx2"] = ["-O2", "-march=native", "-mno-avx512f"]
-REALS = {"float": np.dtype(np.float32), "double": np.dtype(np.float64)}
+REALS: dict[str, np.dtype[Any]] = {"float": np.dtype(np.float32), "double": np.dtype(np.float64)}
 
 HARNESS = """
 #include "vector.h"
@@ -128,7 +129,7 @@ def compiler() -> list[str]:
 
 
 def build(target: Path, source: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [*compiler(), *FLAGS, *flags, f"-I{KERNELS}", "-o", target, source, "-lm"]
+    command = [*compiler(), *FLAGS, *flags, f"-I{KERNELS}", "-o", str(target), str(source), "-lm"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -137,7 +138,7 @@ class Build:
     """The harness for one set of instructions and one type."""
 
     library: ctypes.CDLL
-    dtype: np.dtype[np.floating]
+    dtype: np.dtype[Any]
 
     @property
     def lanes(self) -> int:
@@ -177,7 +178,7 @@ def vectors(
 # -- accuracy
 
 
-def stated(function: str, dtype: np.dtype[np.floating]) -> float:
+def stated(function: str, dtype: np.dtype[Any]) -> float:
     """The largest error that the header comment admits, in units in the last place."""
     text = (KERNELS / "vector.h").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^ +{function} +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
@@ -185,7 +186,7 @@ def stated(function: str, dtype: np.dtype[np.floating]) -> float:
 
 
 @functools.cache
-def samples(function: str, dtype: np.dtype[np.floating]) -> Array:
+def samples(function: str, dtype: np.dtype[Any]) -> Array:
     """Arguments over the whole range, every exponent included, and more where functions turn."""
     rng = np.random.default_rng(len(function))
     if dtype == np.float32:
@@ -195,7 +196,7 @@ def samples(function: str, dtype: np.dtype[np.floating]) -> Array:
         bits = rng.integers(0, 2**64, 500, dtype=np.uint64, endpoint=False)
         everywhere = bits.view(np.float64)
         turns, near, zeros = 700, 400, 200
-    parts = [
+    parts: list[Array] = [
         everywhere,
         rng.uniform(-3, 3, turns),
         rng.uniform(-100, 100, turns),
@@ -204,17 +205,18 @@ def samples(function: str, dtype: np.dtype[np.floating]) -> Array:
         1 + rng.uniform(-1e-3, 1e-3, near),
         np.arange(-zeros, zeros) * (np.pi / 2),
     ]
-    x = np.concatenate([part.astype(dtype) for part in parts])
+    x: Array = np.concatenate([part.astype(dtype) for part in parts])
     return x[np.isfinite(x)]
 
 
 def sigmoid(x: Array) -> Array:
     small = np.exp(-np.abs(x))
-    return np.where(x < 0, small, 1) / (1 + small)
+    y: Array = np.where(x < 0, small, 1) / (1 + small)
+    return y
 
 
 @functools.cache
-def exact(function: str, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
+def exact(function: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """The exact values at the samples, as sums of two doubles; for float one is exact enough."""
     x = samples(function, dtype)
     if dtype == np.float32:
@@ -275,6 +277,14 @@ def test_saturation(vectors: Build) -> None:
     assert (y.min(), y.max()) == (0, 1)
 
 
+EXACT: dict[str, list[tuple[float, float]]] = {
+    "exp": [(0, 1), (-1e4, 0), (1e4, np.inf)],
+    "sigmoid": [(-1e4, 0), (1e4, 1), (0, 0.5)],
+    "tanh": [(-1e4, -1), (1e4, 1)],
+    "log": [(1, 0)],
+}
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_special_values(function: str, vectors: Build) -> None:
     limits = np.finfo(vectors.dtype)
@@ -286,12 +296,7 @@ def test_special_values(function: str, vectors: Build) -> None:
     np.testing.assert_allclose(y, wanted, rtol=4 * float(limits.eps), atol=float(limits.tiny))
     zero = (wanted == 0) & (x == 0)
     np.testing.assert_array_equal(np.signbit(y[zero]), np.signbit(wanted[zero]))
-    for at, value in {
-        "exp": [(0, 1), (-1e4, 0), (1e4, np.inf)],
-        "sigmoid": [(-1e4, 0), (1e4, 1), (0, 0.5)],
-        "tanh": [(-1e4, -1), (1e4, 1)],
-        "log": [(1, 0)],
-    }.get(function, []):
+    for at, value in EXACT.get(function, []):
         assert vectors.each(function, np.array([at]))[0] == value
 
 

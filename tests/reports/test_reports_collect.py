@@ -167,6 +167,7 @@ def test_totals(run: Run) -> None:
         "seconds": 10 * 10.0 + 5 * 5.0 + 1.0,
         "statuses": {"crashed": 1, "diverged": 3, "ok": 22},
         "retries": 2,
+        "fallbacks": 0,
         "workers_lost": 0,
         "resumed": 0,
     }
