@@ -25,7 +25,7 @@ class Progress:
         self.title, self.algorithm, self.console = title, algorithm, console
         self.begin = time.monotonic()
         self.live: Live | None = None
-        self.trainings = self.failed = self.replayed = 0
+        self.trainings = self.failed = self.replayed = self.eager = 0
         self.fresh_since: tuple[float, int] | None = (
             None  # (time, candidates done) when fresh results began
         )
@@ -59,6 +59,7 @@ class Progress:
         self.failed += (
             len(work.indices) if whole else sum(r["status"] != "ok" for r in result.records)
         )
+        self.eager += any("fallback" in record for record in result.records)
         if replayed:
             self.replayed += 1
             return
@@ -92,6 +93,8 @@ class Progress:
             mean = self.algorithm.statistics()["mean"]
             parts.append(f"best {standing[0][1]} {standing[0][0]:.3f}, pool {mean:.3f}")
         parts.append(f"{self.trainings} trainings, {self.failed} failed")
+        if self.eager:
+            parts.append(f"{self.eager} units not compiled")
         if self.replayed:
             parts.append(f"{self.replayed} units from the journal")
         left = self.left()
@@ -116,6 +119,7 @@ class Progress:
         head = Text.assemble(
             (self.title, "bold"),
             f"  {self.elapsed()}  {self.trainings} trainings, {self.failed} failed",
+            f", {self.eager} units not compiled" if self.eager else "",
             f"  about {_clock(left)} left" if left is not None else "",
         )
         bar = Table.grid(padding=(0, 1))

@@ -15,8 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cells",
         type=int,
-        default=12,
-        help="random cells on which native code is compared with the interpreter (12)",
+        default=24,
+        help="random cells on which native code is compared with the interpreter (24)",
     )
 
 

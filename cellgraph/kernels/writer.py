@@ -241,7 +241,7 @@ class Writer:
                 uses[arg] = uses.get(arg, 0) + OPS[node.op].c.count(f"{{{index}}}")
         stored = dict.fromkeys(node for node, _ in loop.stores)
         candidates = (*(n for n, _ in loop.loads), *loop.values)
-        named = self.core.names
+        named = self.core.names if self.named else {}
         return dict.fromkeys(
             n
             for n in candidates

@@ -9,9 +9,15 @@ Every cell meets three of the shapes below, with a first state, and with gradien
 the outputs and the last states. What is not written before it is read would show: memory starts
 out as NaN. A report of the worst errors ends the output (`-s` shows it).
 
+An error is relative to the largest element of its tensor; a tensor that is smaller than the largest
+of its kind by more than FLOOR is compared on that scale. Where float32 is no finer for a cell, that
+is, where the interpreter itself is beyond the promise, beside what it finds in float64, native code
+must not be twenty times further from float64 than the interpreter (`coarse` counts these: about one
+in a thousand). Where a cell has an op that jumps, a failure is tried once more with other numbers.
+
 A cell may grow without bounds: then the numbers for it are made smaller until it does not. One that
 does so even with the smallest has its values compared, where NaN and infinities must stand in the
-same places, and not its gradients.
+same places, and not its gradients (`wild` counts these).
 """
 
 from __future__ import annotations

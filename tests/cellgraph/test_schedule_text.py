@@ -11,6 +11,7 @@ import pytest
 import cellgraph as cg
 from cellgraph.graph import Node
 from cellgraph.kernels.describe import Schedule, schedule
+from cellgraph.kernels.plan import Loop
 from cellgraph.kernels.planner import plan
 from cellgraph.sizes import concrete_widths
 from search import cli
@@ -74,12 +75,12 @@ def test_flops_agree_with_the_size_of_the_cell(cell: cg.CellGraph) -> None:
     made = plan(cell)
     added = sum((len(b.terms) - 1) * sizes[b.width] for b in made.blocks)
     loops = [loop for phase in made.forward for loop in phase.loops]
-    first: dict[Node, str] = {}
+    first: dict[Node, Loop] = {}
     again = sum(
         sizes[loop.width]
         for loop in loops
         for node in loop.values
-        if first.setdefault(node, f"{id(loop)}") != f"{id(loop)}"
+        if first.setdefault(node, loop) is not loop
     )
     found = described(cell).flops()["forward"] + added - again
     total = cg.flops_per_step(cell, 64, 64, widths=widths)
