@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cellgraph import eager
 from cellgraph.errors import CellError
@@ -46,7 +47,7 @@ class Native:
         mask: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if (why := unsuited(x)) is not None:
+        if (why := unsuited(params, x, state, tokens)) is not None:
             raise CellError(f'the native backend cannot run {why}, expected backend="eager"')
         try:
             self.runner.kernel(x.dtype)
@@ -60,8 +61,12 @@ class Auto:
     compiler's fault."""
 
     def __init__(self, cell: CellGraph) -> None:
+        self.cell = cell
         self.native, self.eager = native.Runner(cell), eager.Runner(cell)
         self.fallback: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Auto, (self.cell,)  # what failed here may work where it is loaded
 
     def __call__(
         self,
@@ -71,7 +76,7 @@ class Auto:
         mask: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self.fallback is None and unsuited(x) is None:
+        if self.fallback is None and unsuited(params, x, state, tokens) is None:
             try:
                 self.native.kernel(x.dtype)
             except compiler.CompilerError as error:
@@ -97,9 +102,11 @@ def check_backend(name: str) -> str:
     return name
 
 
-def unsuited(x: Tensor) -> str | None:
+def unsuited(
+    params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor], tokens: Tensor | None
+) -> str | None:
     """What about a call keeps it from native code; None when nothing does."""
-    if 0 in x.shape:
+    if 0 in x.shape or (tokens is not None and 0 in tokens.shape):
         return "without rows"
     if x.device.type != "cpu":
         return f"on {x.device}"
@@ -107,10 +114,25 @@ def unsuited(x: Tensor) -> str | None:
         return f"with {x.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "under autocast"
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if torch.compiler.is_compiling() or tracing:
-        return "while its caller is traced"
+    if _watched():
+        return "while its caller is traced or transformed"
+    if not native.plain(x, *params.values(), *state):
+        return "with tensors that are not plain memory"
     return None
+
+
+def _watched() -> bool:
+    """Does something want to see each operation (tracers, torch.func, forward-mode derivatives)?
+
+    Native code is no operation of torch: whoever looks on would see nothing, and take it for that.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or native.transformed()
+        or forward_ad._current_level >= 0
+    )
 
 
 _said: set[str] = set()

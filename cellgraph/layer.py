@@ -180,7 +180,8 @@ class CellLayer(nn.Module):
         `table` (V, X), such as the weight of an embedding; `tokens` (T, B) whole numbers below V,
         (B, T) with batch_first. What depends on x alone is then computed once for every entry.
         """
-        if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[0] == 0:
+        whole_numbers = tokens.dtype in (torch.int32, torch.int64)
+        if tokens.dim() != 2 or not whole_numbers or tokens.shape[0] == 0:
             raise CellError(
                 f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, "
                 "expected whole numbers (time, batch)"

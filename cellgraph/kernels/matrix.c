@@ -3,12 +3,13 @@
 Layout. A weight matrix is packed once a sequence, into panels of NR columns (matrix.h). A product
 reads it from front to back in one stream; the left operand is read in place, element by element.
 
-Tiles. All arithmetic happens in `tile`: up to ROWS rows of `a` times one panel, with all sums in
+Tiles. All arithmetic happens in `tile`: a few rows of `a` times one panel, with all sums in
 registers while it walks along the depth. Six rows times four vectors are 24 sums, four vectors of
 the panel and one element of `a` in all lanes: 29 of 32 registers, and 10 loads for 24 multiply-adds
-(the processor does 2 of each per cycle). With 16 registers a panel has two vectors: 12 + 2 + 1. A
-multiply-add takes 4 cycles, so 8 sums must be under way at least; for that a tile of one vector has
-up to ROWS_NARROW rows. Rows are spread evenly: 20 are 5 + 5 + 5 + 5, not 6 + 6 + 6 + 2.
+(the processor does 2 of each per cycle). Eight rows times three vectors are as good: 28 registers,
+11 loads. With 16 registers a panel has two vectors: 12 + 2 + 1. A multiply-add takes 4 cycles, so 8
+sums must be under way at least; for that a tile of one vector has up to 12 rows. Rows are spread
+evenly: 20 are 5 + 5 + 5 + 5, not 6 + 6 + 6 + 2.
 
 Blocks. A panel is cut at DEPTH, so that 256 KB of it stay in the second-level cache while all rows
 go past. More rows than A_BLOCK bytes of `a` (but MIN_ROWS at least, which pay for fetching the
@@ -31,13 +32,12 @@ whatever infinity times zero makes of them, it gets into no real column. */
 #define NR (VECTORS * LANES)
 
 enum {
-    ROWS = 6,
-    ROWS_NARROW = 12, /* of a tile one vector wide */
+    MOST_ROWS = 12, /* of any tile */
     DEPTH = 4096 / sizeof(real),
     A_BLOCK = 128 * 1024,
     MIN_ROWS = 24,
     LINE = 64 / sizeof(real),  /* a cache line */
-    SLICE = 192 / sizeof(real) /* columns of `a` that `gradients` packs at a time: whole lines */
+    SLICE = 192 / sizeof(real) /* columns of `a` that `gradients` takes at a time: whole lines */
 };
 
 #ifdef __clang__
@@ -75,7 +75,7 @@ INLINE void tile(const int rows, const int vectors, const int prefetch, const Jo
     const long a_row = job->a_row, a_step = job->a_step, b_step = job->b_step;
     const long ahead_row = job->ahead_row;
     long depth = job->depth, left = job->left;
-    V sum[ROWS_NARROW][VECTORS];
+    V sum[MOST_ROWS][VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             sum[i][j] = (V){0};
@@ -146,27 +146,29 @@ TILE(one, 10, 1, 0) TILE(one, 11, 1, 0) TILE(one, 12, 1, 0)
 TILES(two, 2, 0)
 #if VECTORS == 4
 TILES(three, 3, 0)
+TILE(three, 7, 3, 0) TILE(three, 8, 3, 0)
 TILES(four, 4, 0)
 #endif
 TILES(prefetching, VECTORS, 1)
 
-static Tile *const tiles[VECTORS + 1][ROWS_NARROW] = {
+static Tile *const tiles[VECTORS + 1][MOST_ROWS] = {
     {TABLE(one), one_7, one_8, one_9, one_10, one_11, one_12},
     {TABLE(two)},
 #if VECTORS == 4
-    {TABLE(three)},
+    {TABLE(three), three_7, three_8},
     {TABLE(four)},
 #endif
     {TABLE(prefetching)},
 };
+static const int most_rows[] = {12, 6, 8, 6}; /* of tiles of 1, 2, 3, 4 vectors */
 
 /* m rows times the n columns of one panel. If they do not fill its vectors: through a buffer. */
 static void times_panel(const Job *job, long m, long n, const real *a, const real *b, real *c)
 {
-    const long vectors = parts(n, LANES), count = parts(m, vectors == 1 ? ROWS_NARROW : ROWS);
+    const long vectors = parts(n, LANES), count = parts(m, most_rows[vectors - 1]);
     const long shorter = m / count, taller = m % count;
     Job edged;
-    real edge[ROWS_NARROW * NR];
+    real edge[MOST_ROWS * NR];
     if (n % LANES != 0) {
         edged = *job;
         edged.c_row = vectors * LANES;
@@ -318,24 +320,36 @@ static long gradients_work(long count, const long *m, long n, long rows)
     return lesser(rows, DEPTH) * (round_up(n, LANES) + SLICE);
 }
 
-/* Depth is the rows of both operands here, cut into blocks. Up to two panels wide, an element takes
-part in too few multiply-adds to pay for packing it: both are read in place, in shorter blocks (a
-row of `a` may lie in a page of its own). Else b's block becomes panels, and each slice of a's goes
-through all of them while the first panel's tiles prefetch the next slice. */
+/* How many columns the first panel gets if `columns` are spread evenly over as few panels as can
+be: 13 vectors are 4 + 3 + 3 + 3, not 4 + 4 + 4 + 1. */
+static long even_panel(long columns)
+{
+    const long vectors = parts(columns, LANES);
+    return lesser(columns, parts(vectors, parts(vectors, VECTORS)) * LANES);
+}
+
+/* Depth is the rows of both operands here, cut into blocks. Up to four panels wide, an element of
+`a` takes part in too few multiply-adds to pay for packing it: `a` is read in place, in shorter
+blocks (a row of it may lie in a page of its own), and so is `b` if it has whole vectors. Else b's
+block becomes panels, and each slice of a's too. From the third panel on it pays to prefetch: a
+slice goes through all panels while the first panel's tiles ask for the next slice. */
 static void gradients(long count, long rows, const real *const *a, const long *m, long lda,
                       const real *b, long n, long ldb, real *const *c, const int *accumulate,
                       real *work)
 {
-    const int in_place = n <= 2 * NR, b_in_place = in_place && n % LANES == 0;
+    const int in_place = n <= 4 * NR, b_in_place = in_place && n % LANES == 0;
+    const int sliced = n > 2 * NR;
     const long most = parts(rows, parts(rows, in_place ? DEPTH / 2 : DEPTH));
     for (long r = 0; r < rows; r += most) {
         const long depth = lesser(most, rows - r);
         const real *const right = b_in_place ? b + r * ldb : work;
         real *const slice = work + depth * round_up(n, LANES);
-        if (!b_in_place)
-            pack_panels(NR, work, depth, n, 0, 0, depth, n, b + r * ldb, ldb, 1);
+        for (long j = 0, columns; j < n && !b_in_place; j += columns) {
+            columns = even_panel(n - j);
+            pack(work + depth * j, depth, columns, 0, 0, depth, columns, b + r * ldb + j, ldb, 1);
+        }
         for (long i = 0; i < count; i++) {
-            const long tall = in_place ? m[i] : SLICE;
+            const long tall = sliced ? SLICE : m[i];
             for (long p = 0; c[i] && p < m[i]; p += tall) {
                 const real *const left = a[i] + r * lda + p;
                 const long height = lesser(tall, m[i] - p);
@@ -348,18 +362,17 @@ static void gradients(long count, long rows, const real *const *a, const long *m
                     .accumulate = accumulate[i] || r > 0,
                     .ahead_row = lda,
                 };
-                if (!in_place) {
-                    pack_panels(SLICE, slice, depth, height, 0, 0, depth, height, left, lda, 1);
-                    if (p + tall < m[i]) {
-                        job.ahead = left + tall;
-                        job.ahead_columns = lesser(tall, m[i] - p - tall);
-                    } else if (i + 1 < count && c[i + 1]) {
-                        job.ahead = a[i + 1] + r * lda;
-                        job.ahead_columns = lesser(tall, m[i + 1]);
-                    }
+                if (sliced && p + tall < m[i]) {
+                    job.ahead = left + tall;
+                    job.ahead_columns = lesser(tall, m[i] - p - tall);
+                } else if (sliced && i + 1 < count && c[i + 1]) {
+                    job.ahead = a[i + 1] + r * lda;
+                    job.ahead_columns = lesser(tall, m[i + 1]);
                 }
-                for (long j = 0; j < n; j += NR, job.ahead = NULL) {
-                    const long columns = lesser(NR, n - j);
+                if (!in_place)
+                    pack_panels(SLICE, slice, depth, height, 0, 0, depth, height, left, lda, 1);
+                for (long j = 0, columns; j < n; j += columns, job.ahead = NULL) {
+                    columns = even_panel(n - j);
                     job.b_step = b_in_place ? ldb : round_up(columns, LANES);
                     times_panel(&job, height, columns, in_place ? left : slice,
                                 right + (b_in_place ? j : depth * j), c[i] + p * n + j);

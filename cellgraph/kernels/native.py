@@ -64,17 +64,20 @@ class _Sizes:
     tape: int  # elements
     histories: tuple[int, ...]  # elements of each
     shapes: tuple[tuple[int, ...], ...]  # of the tensors of a call
+    output: tuple[int, ...]
+    last: tuple[tuple[int, ...], ...]
     room: int
     room_back: int
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a forward call returns. `kept` holds tape and histories."""
+    """What a forward call returns. `kept` holds tape and histories, laid out as `sizes` says."""
 
     output: Tensor
     last: tuple[Tensor, ...]
     kept: Tensor
+    sizes: _Sizes
 
 
 def prepare(cells: Sequence[CellGraph], dtype: torch.dtype = torch.float32) -> None:
@@ -194,6 +197,8 @@ class Kernel:
             tape=tape_rows * row,
             histories=tuple(history_rows * wide[w] for w in self.state_widths),
             shapes=tuple(tuple(lengths[axis] for axis in axes) for axes in self.axes),
+            output=(*batch.shape, widths[self.output_width]),
+            last=tuple((batch.rows, widths[w]) for w in self.state_widths),
             room=statics + table + sum(forward_pack(p) for p in ahead),
             room_back=room_back,
         )
@@ -206,18 +211,17 @@ class Kernel:
 
     def forward(self, batch: Batch, tensors: Sequence[Tensor], recording: bool) -> Outcome:
         """`tensors`, contiguous: row inputs (R, ·), first states (B, ·), matrices, statics."""
-        widths = self._widths(tensors)
-        sizes = self.sizes(batch, widths, recording)
+        sizes = self.sizes(batch, self._widths(tensors), recording)
         self._check(tensors, sizes)
         x = tensors[0]
-        output = x.new_empty(*batch.shape, widths[self.output_width])
-        last = tuple(x.new_empty(batch.rows, widths[w]) for w in self.state_widths)
+        output = x.new_empty(sizes.output)
+        last = tuple(x.new_empty(shape) for shape in sizes.last)
         kept = x.new_empty(sizes.tape + sum(sizes.histories))
         room = x.new_empty(sizes.room)
         pointers = self._pointers(batch, tensors, kept, sizes, room, output, last)
         array = (ctypes.c_void_p * len(pointers))(*pointers)
         self._forward(self.matrices.pointer, sizes.array, array)
-        return Outcome(output, last, kept)
+        return Outcome(output, last, kept, sizes)
 
     def _check(self, tensors: Sequence[Tensor], sizes: _Sizes) -> None:
         """C reads through bare addresses: what does not fit would be any bytes that lie there."""
@@ -262,16 +266,19 @@ class Kernel:
         batch: Batch,
         tensors: Sequence[Tensor],
         kept: Tensor,
+        sizes: _Sizes,
         wanted: Sequence[bool],
         output: Tensor | None,
         last: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
-        """Gradients of `tensors`, where wanted; `kept` is consumed."""
-        widths = self._widths(tensors)
-        sizes = self.sizes(batch, widths, recording=True)
+        """Gradients of `tensors`, where wanted; `kept` is consumed, which `forward` left."""
+        # A parameter that was given other memory since (`layer.float()`) is saved as it is now.
+        self._check(tensors, sizes)
         x = tensors[0]
+        output = _gradient(output, x, "output")
+        lasts = [_gradient(given, x, "last state") for given in last]
         if output is None:
-            output = x.new_zeros(*batch.shape, widths[self.output_width])
+            output = x.new_zeros(sizes.output)
         rows, states, matrices = self.layout.rows, self.layout.states, self.layout.matrices
         moves = [*self.row_moves, *[True] * (states + matrices), *self.static_moves]
         if batch.tokens is not None:  # entries that no row looks up keep a zero
@@ -288,8 +295,6 @@ class Kernel:
         ]
         room = x.new_empty(sizes.room_back)
         addresses = [None if g is None else g.data_ptr() for g in grads]
-        lasts = [None if t is None else t.contiguous() for t in last]
-        output = output.contiguous()
         pointers = [
             *self._pointers(batch, tensors, kept, sizes, room, None, [None] * states),
             output.data_ptr(),
@@ -308,7 +313,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, batch: Batch, *tensors: Tensor) -> tuple[Tensor, ...]:
         outcome = kernel.forward(batch, tensors, recording=True)
-        ctx.kernel, ctx.batch, ctx.kept = kernel, batch, outcome.kept
+        ctx.kernel, ctx.batch, ctx.kept, ctx.sizes = kernel, batch, outcome.kept, outcome.sizes
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return (outcome.output, *outcome.last)
@@ -321,7 +326,7 @@ class _Sequence(torch.autograd.Function):
             kept = ctx.kernel.forward(ctx.batch, tensors, recording=True).kept
         with torch.no_grad():
             grads = ctx.kernel.backward(
-                ctx.batch, tensors, kept, ctx.needs_input_grad[2:], output, last
+                ctx.batch, tensors, kept, ctx.sizes, ctx.needs_input_grad[2:], output, last
             )
         if torch.is_grad_enabled():  # create_graph=True
             made = [g for g in grads if g is not None]
@@ -427,13 +432,49 @@ class Runner:
 
 
 def checked(tokens: Tensor, entries: int) -> Tensor:
-    """Tokens as the kernels read them. Raises `CellError` for one that is no entry of the table."""
-    low, high = (int(v) for v in tokens.aminmax())
+    """Tokens as the kernels read them, now and on the way back: a copy, whatever becomes of the
+    caller's. Raises `CellError` for one that is no entry of the table."""
+    if not (tokens.is_cpu and plain(tokens)):
+        raise CellError(f"tokens are on {tokens.device}, expected plain memory on cpu")
+    copied = torch.empty(tokens.shape, dtype=torch.int64).copy_(tokens)
+    low, high = (int(v) for v in copied.aminmax())
     if low < 0 or high >= entries:
         raise CellError(
             f"token {low if low < 0 else high}, expected a number from 0 to {entries - 1}"
         )
-    return tokens.to(torch.int64).contiguous()
+    return copied
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Is what lies at the addresses of these tensors what they mean?"""
+    return all(
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.layout is torch.strided
+        and not t.is_neg()
+        and not t._is_zerotensor()
+        and torch._C._has_storage(t)  # those of torch.func and of batched gradients have none
+        for t in tensors
+    )
+
+
+def transformed() -> bool:
+    """Is a transformation of torch.func, or a batch of gradients, on its way?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _gradient(given: Tensor | None, x: Tensor, name: str) -> Tensor | None:
+    """An incoming gradient as contiguous memory. Raises `CellError` where it has none."""
+    if given is None:
+        return None
+    if given._is_zerotensor():
+        return x.new_zeros(given.shape)
+    given = given.resolve_neg().contiguous()
+    if not plain(given) or given.dtype != x.dtype or not given.is_cpu:
+        raise CellError(
+            f"the native backend cannot use the gradient of the {name} (batched, or of another "
+            'type), expected a layer compiled with backend="eager"'
+        )
+    return given
 
 
 def _prelude(wanted: list[Node], params: Mapping[str, Tensor], x: Tensor) -> dict[Node, Tensor]:

@@ -316,7 +316,7 @@ def test_gradients(kernels: Kernels, draw: np.random.Generator) -> None:
 
 
 def test_gradients_in_blocks(kernels: Kernels, draw: np.random.Generator) -> None:
-    for n in (8, 33, 64, 144, 208, 250):
+    for n in (8, 33, 64, 144, 208, 250, 300):
         check_gradients(kernels, draw, int(draw.integers(1025, 1300)), [17, 100, 13], n)
 
 

@@ -25,6 +25,12 @@ EXTRA = {
     "a chain of products": "cell a(x, h)\n h' = tanh(U @ V @ U @ h + W @ x)",
     "a product of a sum": "cell a(x, h)\n n = U @ h + W @ x\n h' = tanh(V @ n) * n",
     "scalars": "cell a(x, h, c)\n scalar s, t\n c' = s * c + t * (W @ x)\n h' = tanh(s * c' + h)",
+    "a scalar of two widths": "cell a(x, h, r: P)\n scalar s\n h' = tanh(U @ r + s * h + W @ x)\n"
+    " r' = s * tanh(R @ h)",
+    "a sum read again after its gate": "cell a(x, h)\n n = U @ h + W @ x\n g = tanh(n)\n"
+    " h' = tanh(V @ (g * h)) + n",
+    "a gate read again after its gradient": "cell a(x, h)\n z = sigmoid(U @ h + W @ x)\n"
+    " h' = z * tanh(V @ (step(z - 0.5) * h))",
     "a state nobody reads": "cell a(x, h, c)\n c' = tanh(W @ x)\n h' = tanh(U @ h + V @ x)",
     "a bare parameter": "cell a(x, h, c) -> y\n c' = b\n h' = tanh(W @ x + U @ h * c)\n y = b",
 }

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_sequence
 import cellgraph as cg
 from cellgraph.kernels import compiler, native
 from cellgraph.layer import CellLayer
-from tests.cellgraph.native_cells import error
+from tests.cellgraph.native_cells import Shape, error, numbers
 from tests.strategies import gradients
 
 #: Raw x and a static value, row inputs of their own, several widths, stages, an output of its own.
@@ -211,13 +211,16 @@ def test_a_pass_without_gradients_keeps_nothing(mode: Callable[[], Any]) -> None
     assert nothing.histories == (2 * rows * hidden,) * 2
 
 
-def test_a_layer_that_nothing_learns_from_keeps_nothing() -> None:
+def test_what_nothing_learns_from_keeps_nothing() -> None:
     """Gradients are enabled, and no tensor asks for one."""
-    layer, _ = both(GRAPHS["lstm"], 8, 8)
-    layer.requires_grad_(False)
-    x = torch.randn(500, 2, 8)
+    cell = GRAPHS["mut1"]
+    at = numbers(cell, Shape(500, 2, 8, 8), torch.float64, seed=0)
+    for leaf in at.leaves:
+        leaf.requires_grad_(False)
+    runner = native.Runner(cell)
+    runner(at.params, at.x, at.state)
     with Recorder() as recorder:
-        y, _ = layer(x)
+        y, _ = runner(at.params, at.x, at.state)
     assert recorder.largest == y.nbytes
     assert not y.requires_grad
 
