@@ -111,8 +111,8 @@ def test_lookup(cell: cg.CellGraph, entries: int) -> None:
     layers = both(cell, 4, 7, 2, bidirectional=True)
     table, state = torch.randn(entries, 4, requires_grad=True), state_of(layers[0], 4)
     tokens = torch.randint(0, entries - 1, (5, 4))  # one that nobody looks up: its gradient is zero
-    for numbers in (tokens, tokens.int(), torch.zeros_like(tokens)):
-        call = lambda layer: layer.lookup(table, numbers, state)  # noqa: B023, E731
+    for given in (tokens, tokens.int(), torch.zeros_like(tokens)):
+        call = lambda layer: layer.lookup(table, given, state)  # noqa: B023, E731
         assert_same(layers, call, [table, *flat(state)])
         with torch.no_grad():
             assert_same(layers, call, [])
