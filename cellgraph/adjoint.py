@@ -7,7 +7,7 @@ transposed matrix, which whoever runs the graph has to provide). This module hol
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 from cellgraph.graph import CONST, INPUT, PARAM, STATE, Node, substitute
@@ -23,7 +23,7 @@ class Adjoint:
     """Gradients as nodes over the nodes of the core and the leaves named below.
 
     `static` has one entry per static value and per width at which it enters (a scalar may enter at
-    several; None stands for a vector's own).
+    several).
     """
 
     blocks: dict[Node, Node]  # leaf of a block -> gradient of its sum
@@ -34,7 +34,7 @@ class Adjoint:
     output: Node  # leaf: gradient of the output
     nexts: tuple[Node, ...]  # leaves: gradients of the next states
     needs: dict[Node, tuple[Node, ...]]  # leaf of an operand -> gradients of the blocks it takes
-    width: dict[Node, str | None] = field(default_factory=dict)  # of every node of the adjoint
+    width: dict[Node, str | None]  # of every node of the adjoint
 
 
 def adjoint(core: Core) -> Adjoint:

@@ -7,7 +7,7 @@ declares).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,24 @@ def step(
     When the cell uses raw x (`cell.raw_x`), x must already have that width.
     """
     previous = {s.name: value for s, value in zip(cell.states, state, strict=True)}
+    value = values(cell.nodes, params, x, previous)
+    rows = x.shape[0]
+    output, *nexts = (
+        value[n].expand(rows, value[n].shape[-1])
+        for n in (*cell.outputs, *(s.next for s in cell.states))
+    )
+    return output, tuple(nexts)
+
+
+def values(
+    nodes: Iterable[Node], params: Mapping[str, Tensor], x: Tensor, previous: Mapping[str, Tensor]
+) -> dict[Node, Tensor]:
+    """The value of every node; arguments come first in `nodes`, as `topological` orders them.
+
+    `previous` holds the states by name.
+    """
     value: dict[Node, Tensor] = {}
-    for node in cell.nodes:
+    for node in nodes:
         if node.op == INPUT:
             value[node] = x  # (B, X)
         elif node.op == STATE:
@@ -42,12 +58,7 @@ def step(
             value[node] = operand @ matrix.T  # (B, H)
         else:
             value[node] = OPS[node.op].eager(torch, *(value[a] for a in node.args))
-    rows = x.shape[0]
-    output, *nexts = (
-        value[n].expand(rows, value[n].shape[-1])
-        for n in (*cell.outputs, *(s.next for s in cell.states))
-    )
-    return output, tuple(nexts)
+    return value
 
 
 def unroll(

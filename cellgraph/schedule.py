@@ -97,13 +97,13 @@ def sums_hoisted(cell: CellGraph) -> dict[Node, Node]:
     inner = {  # sums that only another sum reads: they dissolve into it
         arg
         for node in cell.nodes
-        if _signs(node)
+        if signs(node)
         for arg in node.args
-        if _signs(arg) and counts[arg] == 1
+        if signs(arg) and counts[arg] == 1
     }
 
     def reorder(node: Node, args: tuple[Node, ...]) -> Node:
-        if not _signs(node) or node in inner or not dynamic[node]:
+        if not signs(node) or node in inner or not dynamic[node]:
             return rebuilt(node, args)
         terms = signed_terms(node, inner)
         still = [(s, t) for s, t in terms if not dynamic[t]]
@@ -118,7 +118,8 @@ def sums_hoisted(cell: CellGraph) -> dict[Node, Node]:
     return image
 
 
-def _signs(node: Node) -> tuple[int, ...] | None:
+def signs(node: Node) -> tuple[int, ...] | None:
+    """The coefficients of a node that is a signed sum; None for any other."""
     return OPS[node.op].signs if node.op in OPS else None
 
 
@@ -128,11 +129,9 @@ def signed_terms(root: Node, inner: set[Node]) -> list[tuple[int, Node]]:
     stack = [(1, root)]
     while stack:
         sign, node = stack.pop()
-        signs = _signs(node)
-        if signs and (node is root or node in inner):
-            stack.extend(
-                (sign * s, a) for s, a in reversed(list(zip(signs, node.args, strict=True)))
-            )
+        own = signs(node)
+        if own and (node is root or node in inner):
+            stack.extend((sign * s, a) for s, a in reversed(list(zip(own, node.args, strict=True))))
         else:
             terms.append((sign, node))
     return terms

@@ -24,8 +24,7 @@ from cellgraph.graph import (
     depends_on,
     rebuilt,
 )
-from cellgraph.ops import OPS
-from cellgraph.schedule import folded, signed_terms
+from cellgraph.schedule import folded, signed_terms, signs
 from cellgraph.widths import node_widths
 
 
@@ -142,9 +141,9 @@ class _Cutter:
         return {
             arg
             for node in self.reached
-            if not self.cut(node) and _signs(node)
+            if not self.cut(node) and signs(node)
             for arg in node.args
-            if not self.cut(arg) and _signs(arg) and self.counts[arg] == 1
+            if not self.cut(arg) and signs(arg) and self.counts[arg] == 1
         }
 
     def core(self) -> Core:
@@ -152,7 +151,7 @@ class _Cutter:
         dissolved = set(inner)  # for membership only: sums and products that a block swallows
         fused: dict[Node, list[tuple[int, Node]]] = {}
         for node in self.reached:
-            if self.cut(node) or not _signs(node) or node in inner:
+            if self.cut(node) or not signs(node) or node in inner:
                 continue
             terms = signed_terms(node, inner)
             products = [t for s, t in terms if s > 0 and self._swallowed(t)]
@@ -228,10 +227,6 @@ def is_block(node: Node) -> bool:
 def is_inner(operand: Node, core: Core) -> bool:
     """Is an operand computed within a time step, rather than a state or a row input?"""
     return operand.op != STATE and operand not in core.rows
-
-
-def _signs(node: Node) -> tuple[int, ...] | None:
-    return OPS[node.op].signs if node.op in OPS else None
 
 
 def _sums_below(root: Node, inner: set[Node]) -> list[Node]:

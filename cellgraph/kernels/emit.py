@@ -73,10 +73,7 @@ class _Printer(Writer):
         if self.explained:
             lines = [f"{left} = {right}" for left, right in equations(cell)]
             self.put(f"/* cell {cell.name}", *(f"       {line}" for line in lines), "*/")
-        self.put(
-            '#include "cell.h"',
-            "",
-        )
+        self.put('#include "cell.h"', "")
 
     def function(
         self, kind: str, number: str, pointers: Sequence[str], body: Callable[[], None]

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from cellgraph.errors import CellError
-from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, CellGraph, Node, topological
+from cellgraph.graph import CellGraph, topological
+from cellgraph.interpret import values
 from cellgraph.kernels import compiler
 from cellgraph.kernels.emit import emit
-from cellgraph.kernels.layout import Layout, layout
+from cellgraph.kernels.layout import SIZES, Layout, layout
 from cellgraph.kernels.matrix import Matrices
 from cellgraph.kernels.plan import Plan, Product
 from cellgraph.kernels.planner import plan
-from cellgraph.ops import OPS
 
 DTYPES = (torch.float32, torch.float64)
 CHUNK_ROWS = 64  #: rows of hoisted products that a pass without gradients computes at a time
@@ -139,8 +139,8 @@ class Kernel:
 
     def sizes(self, batch: Batch, widths: Mapping[str, int], recording: bool) -> _Sizes:
         """How large everything is for a call; remembered."""
-        values = tuple(widths[w] for w in self.layout.widths)
-        key = (batch.steps, batch.rows, batch.total, batch.entries, recording, values)
+        wanted = tuple(widths[w] for w in self.layout.widths)
+        key = (batch.steps, batch.rows, batch.total, batch.entries, recording, wanted)
         found = self._sizes.get(key)
         if found is None:
             if len(self._sizes) > 256:  # lengths of real sentences come in thousands of shapes
@@ -157,8 +157,9 @@ class Kernel:
             row += lanes  # rows a power of two apart fall into the same few sets of the cache
         chunk = batch.steps if recording else max(1, CHUNK_ROWS // batch.rows)
         chunk = min(chunk, batch.steps)
-        first = (batch.steps, batch.rows, batch.entries, chunk, int(recording), row)
-        array = [*first, *(widths[w] for w in self.layout.widths)]
+        size = {"T": batch.steps, "B": batch.rows, "entries": batch.entries}
+        size |= {"chunk": chunk, "recording": int(recording), "row": row}
+        array = [*(size[name] for name in SIZES), *(widths[w] for w in self.layout.widths)]
         table = batch.entries * row
         tape_rows = batch.total if recording else chunk * batch.rows
         history_rows = batch.total + batch.rows if recording else 2 * batch.rows
@@ -413,7 +414,8 @@ class Runner:
         state: Sequence[Tensor],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         cores = kernel.plan.core
-        ahead = _prelude(list(cores.prelude.values()), params, x)
+        # Once a sequence: values of parameters alone, and of the rows of x, (R, X).
+        ahead = values(topological(cores.prelude.values()), params, x, {})
         tensors = [
             x if leaf not in cores.prelude else ahead[cores.prelude[leaf]] for leaf in cores.rows
         ]
@@ -475,21 +477,3 @@ def _gradient(given: Tensor | None, x: Tensor, name: str) -> Tensor | None:
             'type), expected a layer compiled with backend="eager"'
         )
     return given
-
-
-def _prelude(wanted: list[Node], params: Mapping[str, Tensor], x: Tensor) -> dict[Node, Tensor]:
-    """What is computed once a sequence, with torch: values of parameters alone, and of x's rows."""
-    value: dict[Node, Tensor] = {}
-    for node in topological(wanted):
-        if node.op == INPUT:
-            value[node] = x  # (R, X)
-        elif node.op == PARAM:
-            value[node] = params[str(node.attr)]
-        elif node.op == CONST:
-            value[node] = torch.tensor(node.attr, dtype=x.dtype)
-        elif node.op == MATMUL:
-            matrix, operand = (value[a] for a in node.args)
-            value[node] = operand @ matrix.T
-        else:
-            value[node] = OPS[node.op].eager(torch, *(value[a] for a in node.args))
-    return value

@@ -24,8 +24,9 @@ class Places:
         self.adj = adjoint(cell_core)
         self.blocks = self._ordered_blocks()
         self.column = {b.leaf: i for i, b in enumerate(self.blocks)}
+        # Blocks that another matrix multiplies as they are: their columns stay.
+        self.multiplied = [o for o in cell_core.operands if is_block(o)]
         self.columns = [b.width for b in self.blocks]
-        self.names = [cell_core.names.get(b.leaf, "") for b in self.blocks]
         self.work: list[str] = []
         self.level = self._levels()
         self.last = max(self.level.values(), default=0)
@@ -104,15 +105,10 @@ class Places:
             if not node.is_leaf:
                 self.home[node] = self.level[node]
                 if node not in self.place:
-                    self.place[node] = self._new_column(self.core.width[node], node)
+                    self.place[node] = self._new_column(self.core.width[node])
 
-    def _sums_multiplied(self) -> list[Node]:
-        """Blocks that another matrix multiplies as they are: their columns stay."""
-        return [o for o in self.core.operands if is_block(o)]
-
-    def _new_column(self, width: str | None, node: Node | None = None) -> Place:
+    def _new_column(self, width: str | None) -> Place:
         self.columns.append(str(width))
-        self.names.append(self.core.names.get(node, "") if node is not None else "")
         return Place("tape", len(self.columns) - 1)
 
     def _forward_roots(self) -> list[dict[Node, list[Place]]]:
@@ -154,7 +150,7 @@ class Places:
         read: dict[Node, int] = {}  # block -> last phase that reads its sum
         for phase, (loads, _) in enumerate(closures):
             read |= dict.fromkeys((n for n in loads if is_block(n)), phase)
-        taken = dict.fromkeys([*self.raw, *self._sums_multiplied()])
+        taken = dict.fromkeys([*self.raw, *self.multiplied])
         for node in ordered:
             free = next(
                 (
@@ -168,11 +164,10 @@ class Places:
                 None,
             )
             if free is None:
-                self.place[node] = self._new_column(self.core.width[node], node)
+                self.place[node] = self._new_column(self.core.width[node])
             else:
                 taken[free] = None
                 self.place[node] = Place("tape", self.column[free])
-                self.names[self.column[free]] = self.core.names.get(node, "")
 
     # -- backward
 
@@ -294,7 +289,7 @@ class Places:
         for b in self.blocks:
             own = self.column[b.leaf]
             phase = self.back_level.get(self.adj.blocks[b.leaf], 0)
-            if last.get(own, -1) <= phase and b.leaf not in self._sums_multiplied():
+            if last.get(own, -1) <= phase and b.leaf not in self.multiplied:
                 chosen.append(own)
             else:
                 chosen.append(self._new_column(b.width).index)

@@ -60,7 +60,6 @@ class Plan:
     core: Core
     adjoint: Adjoint
     columns: tuple[str, ...]  # widths of the columns of the tape; blocks come first
-    column_names: tuple[str, ...]
     work: tuple[str, ...]  # widths of the columns of one step's scratch rows
     hoisted: tuple[Product, ...]  # of row inputs, for all rows
     forward: tuple[Phase, ...]

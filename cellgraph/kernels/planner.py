@@ -40,7 +40,6 @@ class _Planner(Places):
             core=self.core,
             adjoint=self.adj,
             columns=tuple(self.columns),
-            column_names=tuple(self.names),
             work=tuple(self.work),
             hoisted=self.hoisted,
             forward=forward,
@@ -54,7 +53,7 @@ class _Planner(Places):
             ),
             sums=tuple((columns[c], leaf) for c, leaf in self.sums),
             accumulated=tuple(self.static_places),
-            place=self.place | {o: Place("tape", self.column[o]) for o in self._sums_multiplied()},
+            place=self.place | {o: Place("tape", self.column[o]) for o in self.multiplied},
             scratch={
                 leaf: self.back_place[leaf].index
                 for leaf in self.adj.operand.values()
