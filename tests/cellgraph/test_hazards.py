@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 import cellgraph as cg
 from cellgraph import exporters
 from cellgraph.graph import Node
+from tests.threads import held
 
 
 def test_a_state_called_underscore_survives_the_export(tmp_path: Path) -> None:
@@ -120,22 +120,11 @@ def test_names_that_are_none(name: object) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads and fork: the point of it
 def test_a_fork_does_not_inherit_a_lock_that_is_held() -> None:
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with Node._lock:
-            held.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(30)
-    child = os.fork()
-    if child == 0:
-        cg.parse("cell forked(x, h)\n h' = tanh(h + x)")
-        os._exit(0)
-    done.set()
-    thread.join()
+    with held(Node._lock):
+        child = os.fork()
+        if child == 0:
+            cg.parse("cell forked(x, h)\n h' = tanh(h + x)")
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

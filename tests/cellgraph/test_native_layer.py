@@ -21,6 +21,7 @@ from cellgraph.kernels import compiler, native
 from cellgraph.layer import CellLayer
 from tests.cellgraph.native_cells import Shape, error, numbers
 from tests.strategies import gradients
+from tests.threads import held
 
 #: Raw x and a static value, row inputs of their own, several widths, stages, an output of its own.
 CELLS = {
@@ -312,25 +313,14 @@ def test_a_child_process_goes_on_with_the_kernels_of_its_parent() -> None:
     x = torch.randn(5, 3, 4)
     wanted, _ = layer(x)
     torch.autograd.grad(wanted.sum(), list(layer.parameters()))
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with compiler._process.lock:
-            held.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(30)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)  # rather than to wait for ever
-        try:
-            native.Runner(GRAPHS["mut1"]).kernel(torch.float64)
-            # Not of autograd: torch itself cannot go back in a child of a process that has.
-            os._exit(0 if torch.equal(layer(x)[0], wanted) else 1)
-        finally:
-            os._exit(2)
-    done.set()
-    thread.join()
+    with held(compiler._process.lock):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # rather than to wait for ever
+            try:
+                native.Runner(GRAPHS["mut1"]).kernel(torch.float64)
+                # Not of autograd: torch itself cannot go back in a child of a process that has.
+                os._exit(0 if torch.equal(layer(x)[0], wanted) else 1)
+            finally:
+                os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
