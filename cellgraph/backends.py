@@ -106,9 +106,9 @@ def unsuited(
     params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor], tokens: Tensor | None
 ) -> str | None:
     """What about a call keeps it from native code; None when nothing does."""
-    if 0 in x.shape or (tokens is not None and 0 in tokens.shape):
+    if x.numel() == 0 or (tokens is not None and tokens.numel() == 0):
         return "without rows"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"on {x.device}"
     if x.dtype not in native.DTYPES:
         return f"with {x.dtype}"

@@ -35,9 +35,10 @@ class Runner:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All time steps of one layer in one direction.
 
-        `x` (T, B, X), T ≥ 1; one (B, width) tensor per state; `mask` (T, B, 1) bool, False where a
-        sequence has ended and its states stand still. With `tokens` (T, B) whole numbers, `x` is
-        a table (V, X) to look them up in. Returns the outputs (T, B, H) and the last states.
+        `x` (T, B, X), T ≥ 1; one (1, B, width) tensor per state, as a stack of one layer has them;
+        `mask` (T, B, 1) bool, False where a sequence has ended and its states stand still. With
+        `tokens` (T, B) whole numbers, `x` is a table (V, X) to look them up in. Returns the outputs
+        (T, B, H) and the last states, as the first ones.
         """
         if tokens is not None:
             x = functional.embedding(tokens, x)
@@ -55,14 +56,14 @@ class Runner:
             slots[slot] = slots[slot].expand(rows, slots[slot].shape[-1])
         series = [(slot, slots[slot].unbind(0)) for slot in schedule.carried]
         step = [_compiled(instruction, params, slots) for instruction in schedule.step]
-        current = list(state)
         order = {name: i for i, (name, _) in enumerate(schedule.nexts)}
         reads = [(order[name], slot) for name, slot in schedule.states]
         outputs: list[Tensor] = []
+        current = [value[0] for value in state]  # (B, width)
         # A row that has ended repeats its last real step, from the state before it: a step from the
         # state after it may be one that the sequence never takes, and where() lets its NaN into
         # gradients.
-        before = list(state)
+        before = current
         for t in range(x.shape[0]):
             for slot, values in series:
                 slots[slot] = values[t]
@@ -75,9 +76,10 @@ class Runner:
             current = _while_running(mask, t, following, current)
             if not schedule.output_before:
                 outputs.append(slots[schedule.output])
+        last = tuple(value.unsqueeze(0) for value in current)
         if schedule.output_before:
-            return hoisted.expand(x.shape[0], rows, hoisted.shape[-1]), tuple(current)
-        return torch.stack(outputs), tuple(current)
+            return hoisted.expand(x.shape[0], rows, hoisted.shape[-1]), last
+        return torch.stack(outputs), last
 
 
 def _while_running(

@@ -52,7 +52,9 @@ class Cell(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
-        return {name: getattr(self, name) for name in self.names}
+        # Past Module.__getattr__, which takes a microsecond for each.
+        held = cast("Mapping[str, Tensor]", self._parameters)
+        return {name: held[name] if name in held else getattr(self, name) for name in self.names}
 
     def enter(self, x: Tensor) -> Tensor:
         """x as the cell sees it, (…, X)."""
@@ -253,7 +255,8 @@ class CellLayer(nn.Module):
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x (T, B, X) through all layers; with `tokens`, x is the table that they index."""
-        weight = next(iter(cast("Cell", self.cells[0]).tensors().values()), x)
+        cells = [(cell, cell.tensors()) for cell in cast("Iterable[Cell]", self.cells)]
+        weight = next(iter(cells[0][1].values()), x)
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise CellError(f"x is {x.dtype}, the layer {weight.dtype}, expected equal types")
         mask = backwards = None
@@ -265,7 +268,7 @@ class CellLayer(nn.Module):
                 mask[..., 0], lengths - 1 - time[:, None], time[:, None]
             )  # (T, B)
         lasts: list[tuple[Tensor, ...]] = []
-        for index, cell in enumerate(cast("Iterable[Cell]", self.cells)):
+        for index, (cell, params) in enumerate(cells):
             layer, direction = divmod(index, self.directions)
             if direction == 0:
                 if layer and self.dropout:
@@ -277,14 +280,14 @@ class CellLayer(nn.Module):
                 order = order.flip(0)
             elif direction:
                 z = _reversed(z, backwards)
-            firsts = [s[index] for s in state]
-            y, last = self.run(cell.tensors(), cell.enter(z), firsts, mask, order)
+            firsts = state if len(cells) == 1 else [s[index : index + 1] for s in state]
+            y, last = self.run(params, cell.enter(z), firsts, mask, order)
             ys.append(_reversed(y, backwards) if direction else y)
             lasts.append(last)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
         if len(lasts) == 1:
-            return x, tuple(part.unsqueeze(0) for part in lasts[0])
-        return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+            return x, lasts[0]
+        return x, tuple(torch.cat(parts) for parts in zip(*lasts, strict=True))
 
 
 def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:

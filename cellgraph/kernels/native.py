@@ -10,15 +10,16 @@ or fewer where sequences differ in length), X input width.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cellgraph.errors import CellError
-from cellgraph.graph import CellGraph, topological
+from cellgraph.graph import CellGraph, Node, topological
 from cellgraph.interpret import values
 from cellgraph.kernels import compiler
 from cellgraph.kernels.emit import emit
@@ -31,8 +32,7 @@ DTYPES = (torch.float32, torch.float64)
 CHUNK_ROWS = 64  #: rows of hoisted products that a pass without gradients computes at a time
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """The rows of a sequence: B at most a step, fewer as sequences end; `starts` (T + 1) int64.
 
     With `tokens` (R,) int64 the row inputs are tables of `entries` rows, from which the rows of
@@ -47,7 +47,7 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the outputs: (T, B), or (R,) where sequences differ in length."""
+        """Of rows, without their width: (T, B), or (R,) where sequences differ in length."""
         return (self.steps, self.rows) if self.starts is None else (self.total,)
 
     @property
@@ -70,12 +70,11 @@ class _Sizes:
     room_back: int
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a forward call returns. `kept` holds tape and histories, laid out as `sizes` says."""
 
     output: Tensor
-    last: tuple[Tensor, ...]
+    last: tuple[Tensor, ...]  # (1, B, ·) each
     kept: Tensor
     sizes: _Sizes
 
@@ -98,9 +97,11 @@ class Kernel:
         self.matrices = Matrices(double=dtype == torch.float64)
         text = emit(self.plan)
         (library,) = compiler.load([text.unit()], double=dtype == torch.float64)
-        self._forward = getattr(library, text.forward)
-        self._backward = getattr(library, text.backward)
-        self._forward.restype = self._backward.restype = None
+        self.forward_code = getattr(library, text.forward)
+        self.backward_code = getattr(library, text.backward)
+        self.forward_code.restype = self.backward_code.restype = None
+        self._pack_forward = struct.Struct(f"{len(self.layout.forward)}P").pack
+        self._pack_backward = struct.Struct(f"{len(self.layout.backward)}P").pack
         self._sizes: dict[tuple[Any, ...], _Sizes] = {}
         cores = self.plan.core
         self.row_widths = [str(cores.width[r]) for r in cores.rows]
@@ -109,17 +110,33 @@ class Kernel:
         self.matrix_names = cores.matrices()
         self.axes = self._find_axes()
         self.width_sources = self._find_widths()
-        summed = {leaf for _, leaf in self.plan.sums}
-        summed |= {leaf for leaf, _ in self.plan.accumulated}
-        self.static_moves = [leaf in summed for leaf in cores.statics]
-        backed = {p.operand for p in self.plan.rows_back} | set(self.plan.adjoint.rows)
-        self.row_moves = [row in backed for row in cores.rows]
-        self.row_added = [row in self.plan.adjoint.rows for row in cores.rows]
+        self.written, self.written_looked_up = self._find_written()
+        self.ahead = topological(cores.prelude.values())
+        # Matrices and statics: the name of a parameter, or what is computed of parameters alone.
+        self.params: list[tuple[str, Node | None]] = [(name, None) for name in self.matrix_names]
+        self.params += [(str(leaf.attr), cores.prelude.get(leaf)) for leaf in cores.statics]
+
+    def tensors(
+        self, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What a call takes: rows, first states, matrices, statics, contiguous."""
+        rows = self.plan.core.rows
+        if not self.ahead:
+            found = [x] * len(rows)
+            found += state
+            found += [params[name] for name, _ in self.params]
+        else:  # once a sequence: values of parameters alone, and of the rows of x
+            ahead = values(self.ahead, params, x, {})
+            prelude = self.plan.core.prelude
+            found = [ahead[prelude[row]] if row in prelude else x for row in rows]
+            found += state
+            found += [params[name] if node is None else ahead[node] for name, node in self.params]
+        return [t.contiguous() for t in found]
 
     # -- sizes
 
     def _find_axes(self) -> list[tuple[str, ...]]:
-        """For every tensor of a call: R, B or a width for each axis."""
+        """For every tensor of a call: its rows or a width for each axis, counted from the last."""
         cores = self.plan.core
         params = {p.name: p for p in cores.cell.params}
         axes: list[tuple[str, ...]] = [("(R)", name) for name in self.row_widths]
@@ -134,8 +151,22 @@ class Kernel:
         for at, names in enumerate(self.axes):
             for axis, name in enumerate(names):
                 if name not in ("(R)", "(B)"):
-                    found.setdefault(name, (at, axis))
+                    found.setdefault(name, (at, axis - len(names)))
         return found
+
+    def _find_written(self) -> tuple[list[bool], list[bool]]:
+        """Which gradients, if wanted, are written whole: nothing reaches the others, or everything
+        is added to them. Without tokens and with them."""
+        cores, adjoint = self.plan.core, self.plan.adjoint
+        summed = {leaf for _, leaf in self.plan.sums}
+        summed |= {leaf for leaf, _ in self.plan.accumulated}
+        others = [True] * (len(self.state_widths) + len(self.matrix_names))
+        others += [leaf in summed for leaf in cores.statics]
+        products = {p.operand for p in self.plan.rows_back}
+        rows = [row in products or row in adjoint.rows for row in cores.rows]
+        # Of a table, entries that no row looks up keep a zero.
+        looked_up = [row in products and row not in adjoint.rows for row in cores.rows]
+        return rows + others, looked_up + others
 
     def sizes(self, batch: Batch, widths: Mapping[str, int], recording: bool) -> _Sizes:
         """How large everything is for a call; remembered."""
@@ -174,7 +205,8 @@ class Kernel:
             depth = sum(widths[plan_.columns[c]] for c in product.columns)
             return depth * wide[str(width_of[product.operand])]
 
-        lengths = {"(R)": batch.entries or batch.total, "(B)": batch.rows, **widths}
+        rows = (batch.entries,) if batch.entries else batch.shape
+        axes = {"(R)": rows, "(B)": (1, batch.rows)} | {w: (n,) for w, n in widths.items()}
         ahead = [*plan_.hoisted, *(p for phase in plan_.forward for p in phase.products)]
         back = [p for phase in plan_.backward for p in phase.products]
         back += [*plan_.states_back, *plan_.rows_back]
@@ -197,9 +229,9 @@ class Kernel:
             array=(ctypes.c_long * len(array))(*array),
             tape=tape_rows * row,
             histories=tuple(history_rows * wide[w] for w in self.state_widths),
-            shapes=tuple(tuple(lengths[axis] for axis in axes) for axes in self.axes),
+            shapes=tuple(sum((axes[name] for name in names), ()) for names in self.axes),
             output=(*batch.shape, widths[self.output_width]),
-            last=tuple((batch.rows, widths[w]) for w in self.state_widths),
+            last=tuple((1, batch.rows, widths[w]) for w in self.state_widths),
             room=statics + table + sum(forward_pack(p) for p in ahead),
             room_back=room_back,
         )
@@ -208,58 +240,60 @@ class Kernel:
         """Concrete widths, read off the tensors."""
         return {name: tensors[at].shape[axis] for name, (at, axis) in self.width_sources.items()}
 
-    # -- calls
+    # -- calls: what is done here is done in every step of a training, with cold caches
 
     def forward(self, batch: Batch, tensors: Sequence[Tensor], recording: bool) -> Outcome:
-        """`tensors`, contiguous: row inputs (R, ·), first states (B, ·), matrices, statics."""
+        """`tensors`: row inputs (T, B, ·), or (R, ·), or tables; first states (1, B, ·); matrices;
+        statics."""
         sizes = self.sizes(batch, self._widths(tensors), recording)
-        self._check(tensors, sizes)
+        given = self._addresses(tensors, sizes)
         x = tensors[0]
         output = x.new_empty(sizes.output)
-        last = tuple(x.new_empty(shape) for shape in sizes.last)
+        last = tuple([x.new_empty(shape) for shape in sizes.last])
         kept = x.new_empty(sizes.tape + sum(sizes.histories))
         room = x.new_empty(sizes.room)
-        pointers = self._pointers(batch, tensors, kept, sizes, room, output, last)
-        array = (ctypes.c_void_p * len(pointers))(*pointers)
-        self._forward(self.matrices.pointer, sizes.array, array)
+        pointers = self._pointers(batch, given, kept, sizes, room, output, last)
+        self.forward_code(self.matrices.pointer, sizes.array, self._pack_forward(*pointers))
         return Outcome(output, last, kept, sizes)
 
-    def _check(self, tensors: Sequence[Tensor], sizes: _Sizes) -> None:
+    def _addresses(self, tensors: Sequence[Tensor], sizes: _Sizes) -> list[int]:
         """C reads through bare addresses: what does not fit would be any bytes that lie there."""
+        dtype, found = self.dtype, []
         for tensor, shape in zip(tensors, sizes.shapes, strict=True):
-            if tensor.shape != shape or tensor.dtype != self.dtype or not tensor.is_cpu:
+            if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
                 raise CellError(
                     f"a tensor of the cell is {tensor.dtype} of shape {tuple(tensor.shape)} on "
-                    f"{tensor.device}, expected {self.dtype} of shape {shape} on cpu"
+                    f"{tensor.device}, expected {dtype} of shape {shape} on cpu"
                 )
+            found.append(tensor.data_ptr())
+        return found
 
     def _pointers(
         self,
         batch: Batch,
-        tensors: Sequence[Tensor],
+        given: Sequence[int],
         kept: Tensor,
         sizes: _Sizes,
         room: Tensor,
         output: Tensor | None,
         last: Sequence[Tensor | None],
-    ) -> list[int | None]:
-        rows, states = self.layout.rows, self.layout.states
-        given = [t.data_ptr() for t in tensors]
-        itemsize = self.dtype.itemsize
-        histories, at = [], kept.data_ptr() + sizes.tape * itemsize
+    ) -> list[int]:
+        ahead = self.layout.rows + self.layout.states
+        tape = kept.data_ptr()
+        histories, at = [], tape + sizes.tape * self.dtype.itemsize
         for size in sizes.histories:
             histories.append(at)
-            at += size * itemsize
+            at += size * self.dtype.itemsize
         return [
-            None if batch.starts is None else batch.starts.data_ptr(),
-            None if batch.tokens is None else batch.tokens.data_ptr(),
-            kept.data_ptr(),
+            0 if batch.starts is None else batch.starts.data_ptr(),
+            0 if batch.tokens is None else batch.tokens.data_ptr(),
+            tape,
             room.data_ptr(),
-            None if output is None else output.data_ptr(),
-            *given[: rows + states],
-            *(None if t is None else t.data_ptr() for t in last),
+            0 if output is None else output.data_ptr(),
+            *given[:ahead],
+            *[0 if t is None else t.data_ptr() for t in last],
             *histories,
-            *given[rows + states :],
+            *given[ahead:],
         ]
 
     def backward(
@@ -274,37 +308,28 @@ class Kernel:
     ) -> list[Tensor | None]:
         """Gradients of `tensors`, where wanted; `kept` is consumed, which `forward` left."""
         # A parameter that was given other memory since (`layer.float()`) is saved as it is now.
-        self._check(tensors, sizes)
+        given = self._addresses(tensors, sizes)
         x = tensors[0]
         output = _gradient(output, x, "output")
-        lasts = [_gradient(given, x, "last state") for given in last]
+        lasts = [_gradient(t, x, "last state") for t in last]
         if output is None:
             output = x.new_zeros(sizes.output)
-        rows, states, matrices = self.layout.rows, self.layout.states, self.layout.matrices
-        moves = [*self.row_moves, *[True] * (states + matrices), *self.static_moves]
-        if batch.tokens is not None:  # entries that no row looks up keep a zero
-            moves[:rows] = [
-                m and not added for m, added in zip(moves, self.row_added, strict=False)
-            ]
+        written = self.written if batch.tokens is None else self.written_looked_up
         grads = [
-            None
-            if not want
-            else torch.empty_like(t)
-            if move
-            else torch.zeros_like(t)  # nothing reaches it, or everything is added to it
-            for t, want, move in zip(tensors, wanted, moves, strict=True)
+            (torch.empty_like(t) if whole else torch.zeros_like(t)) if want else None
+            for t, want, whole in zip(tensors, wanted, written, strict=True)
         ]
         room = x.new_empty(sizes.room_back)
-        addresses = [None if g is None else g.data_ptr() for g in grads]
+        addresses = [0 if g is None else g.data_ptr() for g in grads]
+        ahead = self.layout.rows + self.layout.states
         pointers = [
-            *self._pointers(batch, tensors, kept, sizes, room, None, [None] * states),
+            *self._pointers(batch, given, kept, sizes, room, None, [None] * len(lasts)),
             output.data_ptr(),
-            *addresses[: rows + states],
-            *(None if t is None else t.data_ptr() for t in lasts),
-            *addresses[rows + states :],
+            *addresses[:ahead],
+            *[0 if t is None else t.data_ptr() for t in lasts],
+            *addresses[ahead:],
         ]
-        array = (ctypes.c_void_p * len(pointers))(*pointers)
-        self._backward(self.matrices.pointer, sizes.array, array)
+        self.backward_code(self.matrices.pointer, sizes.array, self._pack_backward(*pointers))
         return grads
 
 
@@ -313,23 +338,24 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, batch: Batch, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outcome = kernel.forward(batch, tensors, recording=True)
-        ctx.kernel, ctx.batch, ctx.kept, ctx.sizes = kernel, batch, outcome.kept, outcome.sizes
+        output, last, kept, sizes = kernel.forward(batch, tensors, recording=True)
+        ctx.call, ctx.kept = (kernel, batch, sizes), kept
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return (outcome.output, *outcome.last)
+        return (output, *last)
 
     @staticmethod
     def backward(ctx: Any, output: Tensor | None, *last: Tensor | None) -> Any:
-        tensors = ctx.saved_tensors
+        tensors, (kernel, batch, sizes) = ctx.saved_tensors, ctx.call
         kept, ctx.kept = ctx.kept, None
         if kept is None:  # a second time through the same graph
-            kept = ctx.kernel.forward(ctx.batch, tensors, recording=True).kept
-        with torch.no_grad():
-            grads = ctx.kernel.backward(
-                ctx.batch, tensors, kept, ctx.sizes, ctx.needs_input_grad[2:], output, last
-            )
-        if torch.is_grad_enabled():  # create_graph=True
+            kept = kernel.forward(batch, tensors, recording=True).kept
+        wanted = ctx.needs_input_grad[2:]
+        if not torch.is_grad_enabled():
+            grads = kernel.backward(batch, tensors, kept, sizes, wanted, output, last)
+        else:  # create_graph=True
+            with torch.no_grad():
+                grads = kernel.backward(batch, tensors, kept, sizes, wanted, output, last)
             made = [g for g in grads if g is not None]
             given = [t for t in (output, *last, *tensors) if t is not None]
             final = iter(_Final.apply(len(made), *made, *given))  # type: ignore[no-untyped-call]
@@ -381,6 +407,8 @@ class Runner:
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         kernel = self.kernel(x.dtype)
+        if tokens is None and mask is None:
+            return self._rows(kernel, Batch(x.shape[0], x.shape[1]), params, x, state)
         steps, rows = x.shape[:2] if tokens is None else tokens.shape
         # Looking up sums instead of rows costs a pass over them: it has to save more than that.
         if tokens is not None and 2 * x.shape[0] <= steps * rows:
@@ -388,9 +416,8 @@ class Runner:
             return self._rows(kernel, batch, params, x, state)
         if tokens is not None:
             x = torch.nn.functional.embedding(tokens, x)
-        flat = x.reshape(steps * rows, x.shape[2])
         if mask is None:
-            return self._rows(kernel, Batch(steps, rows), params, flat, state)
+            return self._rows(kernel, Batch(steps, rows), params, x, state)
         # Longest first, so that the rows of a step are the first ones of the step before.
         lengths = mask[..., 0].sum(0)
         order = lengths.argsort(descending=True, stable=True)
@@ -399,11 +426,12 @@ class Runner:
         step, column = going.nonzero(as_tuple=True)
         index = step * rows + order[column]  # (R,)
         batch = Batch(steps, rows, starts.contiguous())
-        firsts = [s.index_select(0, order) for s in state]
+        flat = x.reshape(steps * rows, x.shape[2])
+        firsts = [s.index_select(1, order) for s in state]
         y, last = self._rows(kernel, batch, params, flat.index_select(0, index), firsts)
         y = y.new_zeros(steps * rows, y.shape[1]).index_copy(0, index, y)
         back = order.argsort()
-        return y.view(steps, rows, y.shape[1]), tuple(s.index_select(0, back) for s in last)
+        return y.view(steps, rows, y.shape[1]), tuple(s.index_select(1, back) for s in last)
 
     def _rows(
         self,
@@ -413,24 +441,12 @@ class Runner:
         x: Tensor,
         state: Sequence[Tensor],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cores = kernel.plan.core
-        # Once a sequence: values of parameters alone, and of the rows of x, (R, X).
-        ahead = values(topological(cores.prelude.values()), params, x, {})
-        tensors = [
-            x if leaf not in cores.prelude else ahead[cores.prelude[leaf]] for leaf in cores.rows
-        ]
-        tensors += state
-        tensors += [params[name] for name in kernel.matrix_names]
-        tensors += [
-            params[str(leaf.attr)] if leaf not in cores.prelude else ahead[cores.prelude[leaf]]
-            for leaf in cores.statics
-        ]
-        tensors = [t.contiguous() for t in tensors]
+        tensors = kernel.tensors(params, x, state)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             made = _Sequence.apply(kernel, batch, *tensors)  # type: ignore[no-untyped-call]
-            return made[0], tuple(made[1:])
-        outcome = kernel.forward(batch, tensors, recording=False)
-        return outcome.output, outcome.last
+            return made[0], made[1:]
+        output, last, _, _ = kernel.forward(batch, tensors, recording=False)
+        return output, last
 
 
 def checked(tokens: Tensor, entries: int) -> Tensor:
@@ -470,10 +486,11 @@ def _gradient(given: Tensor | None, x: Tensor, name: str) -> Tensor | None:
         return None
     if given._is_zerotensor():
         return x.new_zeros(given.shape)
-    given = given.resolve_neg().contiguous()
+    if given.is_neg():
+        given = given.resolve_neg()
     if not plain(given) or given.dtype != x.dtype or not given.is_cpu:
         raise CellError(
             f"the native backend cannot use the gradient of the {name} (batched, or of another "
             'type), expected a layer compiled with backend="eager"'
         )
-    return given
+    return given.contiguous()

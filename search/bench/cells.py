@@ -5,6 +5,7 @@ Letters: T time steps, B batch rows, H units and input width, N × K the shape o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import cellgraph as cg
 from cellgraph import CellGraph
+from cellgraph.backends import Native
 from cellgraph.graph import INPUT, MATMUL, PARAM, STATE, depends_on
 from cellgraph.interpret import unroll
 from cellgraph.layer import Cell
@@ -39,7 +41,8 @@ class Row:
     flops: of the matrix products, forward and backward. finite: outputs and gradients are.
     ms: the median of each variant; least_ms: its shortest turn, which others on the machine disturb
     least. over_native: how many times as long as the compiled cell the other variants take.
-    of_best: the rate of native products over the machine's best in the same rounds.
+    of_best: the rate of native products over the machine's best in the same rounds; code_of_best:
+    of what remains without the time that torch and Python take around the compiled functions.
     """
 
     cell: str
@@ -53,6 +56,7 @@ class Row:
     least_ms: dict[str, float]
     over_native: dict[str, float]
     of_best: float | None
+    code_of_best: float | None
 
     def gflops(self, name: str) -> float:
         """The rate of a variant, if it computed the products alone and each of them once."""
@@ -132,11 +136,15 @@ def _row(
     variants: dict[str, Callable[[], object]] = dict(passes)
     if yardstick is not None and not mutant:
         variants["best"] = yardstick.run
+        (module,) = modules(cell, shape, dtype, [NATIVE], generator).values()
+        variants["code"] = Code(Pass(module, x, weight, input_grad=request.input_grad))
     times = interleaved(variants, effort)
     flops = product_flops(cell, shape, input_grad=request.input_grad)
-    of_best = None
+    of_best = code_of_best = None
     if yardstick is not None and not mutant:
-        of_best = flops / yardstick.flops * times["best"].over(times[NATIVE])
+        relative = flops / yardstick.flops
+        of_best = relative * times["best"].over(times[NATIVE])
+        code_of_best = relative * times["best"].over(times["code"])
     key = cell.key()
     return Row(
         cell=f"mutant {key[:8]}" if mutant else cell.name,
@@ -150,6 +158,7 @@ def _row(
         least_ms={way: 1000 * min(times[way].runs) for way in ways},
         over_native={way: times[way].over(times[NATIVE]) for way in ways if way != NATIVE},
         of_best=of_best,
+        code_of_best=code_of_best,
     )
 
 
@@ -197,7 +206,8 @@ class Interpreted(nn.Module):
 
 
 class Pass:
-    """One call: the output times a fixed tensor, summed, and the gradients of that."""
+    """One call: the output, and the gradients of its inner product with a fixed tensor. That one
+    enters as the gradient of the output, as a loss would hand it over: no time of the loss's."""
 
     def __init__(self, module: nn.Module, x: Tensor, weight: Tensor, *, input_grad: bool) -> None:
         """x, weight: (T, B, H)."""
@@ -209,9 +219,8 @@ class Pass:
         for value in (self.x, *self.parameters):
             value.grad = None
         y: Tensor = self.module(self.x)[0]  # (T, B, H)
-        loss = (y * self.weight).sum()
-        if loss.requires_grad:  # a cell may have nothing to learn
-            loss.backward()
+        if y.requires_grad:  # a cell may have nothing to learn
+            y.backward(self.weight)
         return y
 
     def finite(self) -> bool:
@@ -219,3 +228,28 @@ class Pass:
         y = self()
         grads = [value.grad for value in (self.x, *self.parameters) if value.grad is not None]
         return all(bool(t.isfinite().all()) for t in (y, *grads))
+
+
+class Code:
+    """The same call; it returns the seconds inside the compiled functions."""
+
+    def __init__(self, run: Pass) -> None:
+        """run: of a layer on the native backend that nothing else calls."""
+        self.run, self.seconds = run, 0.0
+        backend = cast("Native", cast("cg.CellLayer", run.module).run)
+        kernel = backend.runner.kernel(run.x.dtype)
+        kernel.forward_code = self._timed(kernel.forward_code)
+        kernel.backward_code = self._timed(kernel.backward_code)
+
+    def _timed(self, code: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: object) -> None:
+            begin = time.perf_counter()
+            code(*arguments)
+            self.seconds += time.perf_counter() - begin
+
+        return run
+
+    def __call__(self) -> float:
+        self.seconds = 0.0
+        self.run()
+        return self.seconds

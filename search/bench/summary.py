@@ -178,17 +178,17 @@ def _cells(shape: Shape, rows: list[Row]) -> list[str]:
     """One shape: a line for each named cell, and for all mutants together."""
     head = [NATIVE, EAGER, INTERPRETER, LSTM]
     over = [f"{name} /" for name in head[1:]]
-    table = [[f"{shape}; ms", *head, *over, "GFLOP/s", "of best"]]
+    table = [[f"{shape}; ms", *head, *over, "GFLOP/s", "of best", "code"]]
     for row in rows:
         if not row.mutant:
-            share = "" if row.of_best is None else f"{row.of_best:.0%}"
+            shares = ("" if v is None else f"{v:.0%}" for v in (row.of_best, row.code_of_best))
             table.append(
                 [
                     row.cell,
                     *(_number(row.ms.get(name)) for name in head),
                     *(_number(row.over_native.get(name)) for name in head[1:]),
                     _number(row.gflops(NATIVE), 0),
-                    share,
+                    *shares,
                 ]
             )
     lines = _aligned(table)

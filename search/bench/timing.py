@@ -23,7 +23,7 @@ class Effort:
     seconds: float
     least: int = 3
     most: int = 15
-    turn: float = 0.01
+    turn: float = 0.03
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cellgraph as cg
 from cellgraph.interpret import unroll
+from cellgraph.kernels import native
 from cellgraph.sizes import concrete_widths
 from tests.strategies import Sample, cells, gradients
 
@@ -106,6 +107,19 @@ def results(run: Run, at: Sample) -> tuple[list[Tensor], list[Tensor]]:
 def defined(cell: cg.CellGraph) -> Run:
     """The interpreter."""
     return lambda params, x, state: unroll(cell, params, x, state)
+
+
+def compiled(cell: cg.CellGraph) -> Run:
+    """The native backend, with states (B, width) as the interpreter has them."""
+    runner = native.Runner(cell)
+
+    def run(
+        params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, last = runner(params, x, [value.unsqueeze(0) for value in state])
+        return y, tuple(value.squeeze(0) for value in last)
+
+    return run
 
 
 def largest_within(run: Run, at: Sample) -> float:

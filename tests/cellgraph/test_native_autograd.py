@@ -14,7 +14,7 @@ from torch import Tensor
 import cellgraph as cg
 from cellgraph.kernels import native
 from cellgraph.layer import CellLayer
-from tests.cellgraph.native_cells import Shape, defined, error, evolved, numbers, results
+from tests.cellgraph.native_cells import Shape, compiled, defined, error, evolved, numbers, results
 from tests.cellgraph.test_native_layer import CELLS, both, flat, state_of
 
 EXTRA = {
@@ -54,7 +54,7 @@ def _float64() -> Iterator[None]:
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1, 1), Shape(3, 2, 5, 4, 2), Shape(6, 3, 17, 17)])
 def test_equals_the_interpreter(cell: cg.CellGraph, shape: Shape) -> None:
     at = numbers(cell, shape, torch.float64, seed=2)
-    found, wanted = results(native.Runner(cell), at), results(defined(cell), at)
+    found, wanted = results(compiled(cell), at), results(defined(cell), at)
     assert error(found[0], wanted[0]) < 1e-12
     assert error(found[1], wanted[1], floor=1e-6) < 1e-11
 
@@ -63,7 +63,7 @@ def test_equals_the_interpreter(cell: cg.CellGraph, shape: Shape) -> None:
 def test_gradcheck(cell: cg.CellGraph) -> None:
     at = numbers(cell, Shape(3, 2, 3, 2, 2), torch.float64, seed=0)
     names, count = list(at.params), len(at.params)
-    runner = native.Runner(cell)
+    runner = compiled(cell)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         params = dict(zip(names, tensors[:count], strict=True))
@@ -83,7 +83,7 @@ def test_every_gradient_alone(cell: cg.CellGraph) -> None:
     for index, leaf in enumerate(at.leaves):
         for other in at.leaves:
             other.requires_grad_(other is leaf)
-        y, last = native.Runner(cell)(at.params, at.x, at.state)
+        y, last = compiled(cell)(at.params, at.x, at.state)
         rng = torch.Generator().manual_seed(1)  # as `gradients` draws
         total = sum((r * torch.randn(r.shape, generator=rng)).sum() for r in (y, *last))
         found = torch.autograd.grad(total, leaf, allow_unused=True)[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 import cellgraph as cg
 from cellgraph.kernels import native
 from cellgraph.ops import OPS
-from tests.cellgraph.native_cells import Shape, defined, error, evolved, numbers, results
+from tests.cellgraph.native_cells import Shape, compiled, defined, error, evolved, numbers, results
 from tests.strategies import Sample
 
 TYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -53,13 +53,13 @@ def _all_at_once() -> None:
 
 def values(cell: cg.CellGraph, at: Sample) -> tuple[list[Tensor], list[Tensor]]:
     """By native code and by the interpreter."""
-    return results(native.Runner(cell), at)[0], results(defined(cell), at)[0]
+    return results(compiled(cell), at)[0], results(defined(cell), at)[0]
 
 
 @DTYPES
 def test_every_op_of_a_special_value(dtype: torch.dtype) -> None:
     x = torch.tensor(SPECIAL, dtype=dtype).view(1, 1, -1)
-    _, found = native.Runner(UNARY)({}, x, [torch.zeros_like(x[0]) for _ in UNARY.states])
+    _, found = compiled(UNARY)({}, x, [torch.zeros_like(x[0]) for _ in UNARY.states])
     for index, value in enumerate(SPECIAL):
         # One at a time: gelu(inf) is inf, but in float32 torch's code for vectors gives NaN.
         alone = x[..., index : index + 1]
@@ -91,7 +91,7 @@ def test_saturated_inputs(cell: cg.CellGraph, size: float, dtype: torch.dtype) -
     with torch.no_grad():
         at.x[1:3] = size
         at.x[2, 1] *= -1
-    found, wanted = (results(run, at) for run in (native.Runner(cell), defined(cell)))
+    found, wanted = (results(run, at) for run in (compiled(cell), defined(cell)))
     assert all(value.isfinite().all() for value in [*wanted[0], *wanted[1]])
     assert error(found[0], wanted[0]) < TOLERANCE[dtype]
     assert error(found[1], wanted[1], floor=1e-3) < TOLERANCE[dtype]
@@ -118,11 +118,11 @@ def test_what_is_not_finite_spreads_as_in_the_interpreter(
 @pytest.mark.parametrize("cell", ZOO, ids=lambda cell: cell.name)
 def test_one_sequence_does_not_spoil_another(cell: cg.CellGraph, dtype: torch.dtype) -> None:
     at = numbers(cell, Shape(4, 3, 7, 7), dtype, seed=1)
-    clean = results(native.Runner(cell), at)
+    clean = results(compiled(cell), at)
     with torch.no_grad():
         at.x[1, 1] = math.nan
         at.x[2, 1] = math.inf
-    (y, *last), by_leaf = results(native.Runner(cell), at)
+    (y, *last), by_leaf = results(compiled(cell), at)
     assert y[1:, 1].isnan().any()
     assert error([y[:, ::2]], [clean[0][0][:, ::2]]) == 0
     assert error([s[::2] for s in last], [s[::2] for s in clean[0][1:]]) == 0

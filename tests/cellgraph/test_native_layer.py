@@ -197,7 +197,7 @@ def test_a_pass_without_gradients_keeps_nothing(mode: Callable[[], Any]) -> None
     params |= {
         p.name: torch.randn(16, requires_grad=True) for p in cell.params if p.kind == "vector"
     }
-    x, state = torch.randn(steps, rows, hidden), [torch.randn(rows, hidden) for _ in "hc"]
+    x, state = torch.randn(steps, rows, hidden), [torch.randn(1, rows, hidden) for _ in "hc"]
     y, last = runner(params, x, state)
     with mode(), Recorder() as recorder:
         found = runner(params, x, state)
@@ -219,9 +219,9 @@ def test_what_nothing_learns_from_keeps_nothing() -> None:
     for leaf in at.leaves:
         leaf.requires_grad_(False)
     runner = native.Runner(cell)
-    runner(at.params, at.x, at.state)
+    runner(at.params, at.x, [s.unsqueeze(0) for s in at.state])
     with Recorder() as recorder:
-        y, _ = runner(at.params, at.x, at.state)
+        y, _ = runner(at.params, at.x, [s.unsqueeze(0) for s in at.state])
     assert recorder.largest == y.nbytes
     assert not y.requires_grad
 

@@ -12,10 +12,10 @@ import torch
 
 import cellgraph as cg
 from cellgraph.graph import Node
-from cellgraph.kernels import compiler, native
+from cellgraph.kernels import compiler
 from cellgraph.kernels.emit import emit
 from cellgraph.kernels.planner import plan
-from tests.cellgraph.native_cells import Shape, defined, error, numbers, results
+from tests.cellgraph.native_cells import Shape, compiled, defined, error, numbers, results
 from tests.strategies import Sample
 
 EVIL = (
@@ -92,13 +92,13 @@ def test_what_names_make_of_a_cell_is_the_same_code(
     monkeypatch.setenv("CELLSEARCH_CACHE", str(tmp_path))
     plain = built(cell="plain_and_simple")
     at = numbers(plain, Shape(3, 2, 5, 5), torch.float64, seed=0)
-    wanted = results(native.Runner(plain), at)
+    wanted = results(compiled(plain), at)
     files = sorted(path.name for path in (tmp_path / "kernels").iterdir())
     called = r"(matrix|[0-9a-f]+)(-[0-9a-f]+)?\.(c|so|json)|unfinished"
     assert all(re.fullmatch(called, name) for name in files)
     monkeypatch.setattr(compiler, "build", None)
     hostile = built(cell=EVIL[0], param=EVIL[1], matrix=EVIL[2], state=EVIL[3], inner=EVIL[0])
-    found = results(native.Runner(hostile), renamed(at, hostile))
+    found = results(compiled(hostile), renamed(at, hostile))
     assert error(found[0], wanted[0]) == error(found[1], wanted[1]) == 0
     assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == files
 
@@ -142,7 +142,7 @@ def test_words_of_c_are_harmless_names(
     for word in words_of(source) - generated:
         assert re.fullmatch(r"v_\w+|v\d+", word), f"{word} is in the text because of a name"
     at = numbers(cell, Shape(2, 2, 3, 3), torch.float64, seed=0, scale=0.2)
-    found, wanted = results(native.Runner(cell), at), results(defined(cell), at)
+    found, wanted = results(compiled(cell), at), results(defined(cell), at)
     assert error(found[0], wanted[0]) < 1e-12
     assert error(found[1], wanted[1], floor=1e-3) < 1e-12
 

@@ -35,6 +35,7 @@ from cellgraph.kernels import native
 from cellgraph.kernels.matrix import Matrices
 from tests.cellgraph.native_cells import (
     Shape,
+    compiled,
     defined,
     drawn,
     error,
@@ -105,10 +106,10 @@ def compare(cell: cg.CellGraph, shape: Shape, dtype: torch.dtype, seed: int) -> 
         wanted, wanted_g = results(defined(cell), at)
         if tame := largest([*wanted, *wanted_g]) < 1e3:
             break
-    found, found_g = results(native.Runner(cell), at)
+    found, found_g = results(compiled(cell), at)
     # The pass that keeps nothing takes other ways through memory.
     with torch.no_grad():
-        y, last = native.Runner(cell)(at.params, at.x, at.state)
+        y, last = compiled(cell)(at.params, at.x, at.state)
     floor, floor_g = (FLOOR[dtype] * largest(t) if tame else 0.0 for t in (wanted, wanted_g))
     pairs = [(found, wanted, floor), ([y, *last], wanted, floor)]
     pairs += [(found_g, wanted_g, floor_g)] if tame else []

@@ -18,7 +18,7 @@ from cellgraph.kernels import compiler, native
 from cellgraph.kernels.emit import Text, emit
 from cellgraph.kernels.matrix import Matrices
 from cellgraph.kernels.planner import plan
-from tests.cellgraph.native_cells import Shape, defined, error, evolved, numbers, results
+from tests.cellgraph.native_cells import Shape, compiled, defined, error, evolved, numbers, results
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lstm.c"
 ZOO = [cg.load(name) for name in cg.zoo.names()]
@@ -100,7 +100,7 @@ def test_values_that_are_shared_again_and_again(kind: str) -> None:
     cell = cg.build("deep", [("h", "H", total)], total)
     assert len(text_of(cell).source()) < 100_000
     at = numbers(cell, Shape(2, 2, 3, 3), torch.float64, seed=0)
-    found, wanted = results(native.Runner(cell), at), results(defined(cell), at)
+    found, wanted = results(compiled(cell), at), results(defined(cell), at)
     assert error(found[0], wanted[0]) < 1e-12
     assert error(found[1], wanted[1], floor=1e-6) < 1e-12
 
@@ -129,7 +129,7 @@ def test_a_long_chain() -> None:
     assert depth == 0
     assert deepest < 50
     at = numbers(cell, Shape(2, 1, 3, 3), torch.float64, seed=0)
-    found, wanted = results(native.Runner(cell), at), results(defined(cell), at)
+    found, wanted = results(compiled(cell), at), results(defined(cell), at)
     assert error(found[0], wanted[0]) < 1e-12
 
 

@@ -323,7 +323,8 @@ def test_a_small_run_in_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(0 < row["least_ms"][way] <= ms for way, ms in row["ms"].items())
         for name, ratio in row["over_native"].items():
             assert ratio == pytest.approx(row["ms"][name] / row["ms"]["native"])
-        assert (row["of_best"] is None) is row["mutant"]
+        assert (row["of_best"] is None) is (row["code_of_best"] is None) is row["mutant"]
+        assert row["mutant"] or 0 < row["of_best"] < row["code_of_best"]
         assert row["rounds"] == 1
     gru = rows[1]
     assert gru["flops"] == product_flops(cg.load("gru"), Shape(2, 1, 4), input_grad=False)
@@ -435,7 +436,7 @@ def _findings(*rows: Row, **request: Any) -> kernels.Findings:
 
 def _row(cell: str, hidden: int, ms: dict[str, float], of_best: float | None = None) -> Row:
     over = {way: of / ms["native"] for way, of in ms.items() if way != "native"}
-    return Row(cell, cell, False, Shape(1, 1, hidden), 10, True, 3, ms, ms, over, of_best)
+    return Row(cell, cell, False, Shape(1, 1, hidden), 10, True, 3, ms, ms, over, of_best, of_best)
 
 
 def _met(found: kernels.Findings) -> dict[str, bool | None]:
