@@ -13,7 +13,8 @@
 #define GLUE __attribute__((visibility("default"), noinline, optimize("O0")))
 #endif
 
-/* Rows inside the kernels are padded to whole vectors; the lanes behind a row's end hold anything. */
+/* Rows of states and of scratch are padded to whole vectors, the columns of a row of the tape are
+ * not. All are read in whole vectors: lanes behind an end hold anything. */
 static inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* A vector of n elements that may be read in whole vectors: itself, or a copy at *room. */
@@ -44,11 +45,11 @@ static inline void set_rows(real *to, long stride, const real *from, long rows, 
         memset(to, 0, rows * stride * sizeof(real));
 }
 
-/* to += from over n elements, n a multiple of LANES. */
+/* to += from over n elements. */
 static inline void add_row(real *to, const real *from, long n)
 {
     for (long j = 0; j < n; j += LANES)
-        store(to + j, load(to + j) + load(from + j));
+        store_part(to + j, load_part(to + j, n - j) + load_part(from + j, n - j), n - j);
 }
 
 /* The row of x that a row of the sequence reads. */

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from cellgraph.kernels import compiler
 from cellgraph.kernels.labels import shown
@@ -103,7 +104,7 @@ class _Printer(Writer):
         offset = "0"
         for index, width in enumerate(self.plan.columns):
             self.put(f"const long column{index} = {offset};{notes.get(f'column{index}', '')}")
-            offset = f"column{index} + {self.width[width]}_"
+            offset = f"column{index} + {self.width[width]}"
         for index in range(self.layout.statics):
             leaf = self.core.statics[index]
             if (of := self.core.width[leaf]) is None:
@@ -139,7 +140,7 @@ class _Printer(Writer):
         tags: list[tuple[str, Product]] = []
         for product in (*plan.hoisted, *(p for phase in plan.forward for p in phase.products)):
             tags.append((f"packed{len(tags)}", product))
-            self.pack_forward(product, tags[-1][0])
+            self.pack(product, tags[-1][0], transposed=True)
         tag = iter(tags)
         for index, state in enumerate(self.core.cell.states):
             w = self.width[state.width]
@@ -189,7 +190,7 @@ class _Printer(Writer):
                 self.put(
                     f"memcpy(tape + b * row + {column}, "
                     f"table + tokens[at_from + b] * row + {column}, "
-                    f"({self.columns_of(product)}) * sizeof(real));"
+                    f"{self.columns_of(product.columns)} * sizeof(real));"
                 )
         self.close()
 
@@ -214,7 +215,7 @@ class _Printer(Writer):
         stepped = [p for phase in plan.backward for p in phase.products]
         for product in (*stepped, *plan.states_back):
             tags.append((f"packed{len(tags)}", product))
-            self.pack_backward(product, tags[-1][0])
+            self.pack(product, tags[-1][0], transposed=False)
         tag = iter(tags)
         self.open("for (long t = T - 1; t >= 0; t--)")
         self.step()
@@ -283,7 +284,7 @@ class _Printer(Writer):
             index = core.rows.index(product.operand)
             w = self.width[str(core.width[product.operand])]
             self.open(f"if (dx{index})")
-            self.pack_backward(product, f"packed_x{number}")
+            self.pack(product, f"packed_x{number}", transposed=False)
             self.multiply_back(product, f"packed_x{number}", "m", "table", f"dx{index}", w)
             self.close()
         for product in plan.gradients:
@@ -305,12 +306,12 @@ class _Printer(Writer):
         self.open("if (tokens)")
         self.put("memset(table, 0, entries * row * sizeof(real));")
         self.open("for (long r = 0; r < rows; r++)")
-        columns = dict.fromkeys(c for p in self.plan.rows_back for c in p.columns)
-        for column in columns:
-            w = f"{self.width[self.plan.columns[column]]}_"
+        columns = sorted({c for p in self.plan.rows_back for c in p.columns})
+        for _, run in groupby(enumerate(columns), lambda pair: pair[1] - pair[0]):
+            neighbours = [column for _, column in run]
             self.put(
-                f"add_row(table + tokens[r] * row + column{column}, "
-                f"tape + r * row + column{column}, {w});"
+                f"add_row(table + tokens[r] * row + column{neighbours[0]}, "
+                f"tape + r * row + column{neighbours[0]}, {self.columns_of(neighbours)});"
             )
         self.close(2)
 

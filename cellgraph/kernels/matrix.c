@@ -1,7 +1,8 @@
 /* Matrix products for recurrent cells: few rows, and one weight matrix used in every time step.
 
-Layout. A weight matrix is packed once a sequence, into panels of NR columns (matrix.h). A product
-reads it from front to back in one stream; the left operand is read in place, element by element.
+Layout. Weight matrices are packed once a sequence, into panels of up to NR columns (matrix.h). A
+product reads them from front to back in one stream; the left operand is read in place, element by
+element.
 
 Tiles. All arithmetic happens in `tile`: a few rows of `a` times one panel, with all sums in
 registers while it walks along the depth. Six rows times four vectors are 24 sums, four vectors of
@@ -16,8 +17,8 @@ go past. More rows than A_BLOCK bytes of `a` (but MIN_ROWS at least, which pay f
 panels again) are cut into blocks, for the same reason. Sums start at zero, and `c` is requested at
 the beginning of a tile and added at its end: whole sequences of gates do not stay in any cache.
 
-Nothing is padded along the depth, and columns of padding end in registers or in the edge buffer:
-whatever infinity times zero makes of them, it gets into no real column. */
+Nothing is padded along the depth, and columns of padding end in registers: whatever infinity times
+zero makes of them, it gets into no real column. */
 
 #include <string.h>
 
@@ -59,8 +60,7 @@ static inline long parts(long n, long most) { return (n + most - 1) / most; }
 
 /* What tiles have in common. Strides are in elements; a step goes to the next depth index. */
 typedef struct {
-    long depth;
-    long left, segment, gap; /* steps until `a` skips a gap, steps between gaps, the gap */
+    long depth, columns; /* of the panel */
     long a_row, a_step, b_step, c_row;
     int accumulate;
     const real *ahead; /* to be prefetched meanwhile, or NULL: `depth` rows */
@@ -74,7 +74,7 @@ INLINE void tile(const int rows, const int vectors, const int prefetch, const Jo
 {
     const long a_row = job->a_row, a_step = job->a_step, b_step = job->b_step;
     const long ahead_row = job->ahead_row;
-    long depth = job->depth, left = job->left;
+    long depth = job->depth;
     V sum[MOST_ROWS][VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
@@ -89,39 +89,32 @@ INLINE void tile(const int rows, const int vectors, const int prefetch, const Jo
             OPAQUE(row);
         }
     }
-    for (;;) {
-        long steps = lesser(left, depth);
-        depth -= steps;
-        do {
-            V panel[VECTORS];
+    do {
+        V panel[VECTORS];
+        UNROLL for (int j = 0; j < vectors; j++)
+            panel[j] = load(b + j * LANES);
+        if (prefetch) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_row;
+        }
+        UNROLL for (int i = 0; i < rows; i++) {
+            const V x = splat(a[i * a_row]);
+            IN_ORDER;
             UNROLL for (int j = 0; j < vectors; j++)
-                panel[j] = load(b + j * LANES);
-            if (prefetch) {
-                __builtin_prefetch(ahead, 0, 2);
-                ahead += ahead_row;
-            }
-            UNROLL for (int i = 0; i < rows; i++) {
-                const V x = splat(a[i * a_row]);
-                IN_ORDER;
-                UNROLL for (int j = 0; j < vectors; j++)
-                    sum[i][j] += x * panel[j];
-            }
-            a += a_step;
-            b += b_step;
-        } while (--steps != 0);
-        if (depth == 0)
-            break;
-        a += job->gap;
-        left = job->segment;
-    }
+                sum[i][j] += x * panel[j];
+        }
+        a += a_step;
+        b += b_step;
+    } while (--depth != 0);
     OPAQUE(job);
     const int accumulate = job->accumulate;
-    const long c_row = job->c_row;
+    const long c_row = job->c_row, left = job->columns - (vectors - 1) * LANES;
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int j = 0; j < vectors; j++) {
+            const long columns = j < vectors - 1 ? LANES : left;
             if (accumulate)
-                sum[i][j] += load(c + j * LANES);
-            store(c + j * LANES, sum[i][j]);
+                sum[i][j] += load_part(c + j * LANES, columns);
+            store_part(c + j * LANES, sum[i][j], columns);
         }
         c += c_row;
         OPAQUE(c);
@@ -162,18 +155,11 @@ static Tile *const tiles[VECTORS + 1][MOST_ROWS] = {
 };
 static const int most_rows[] = {12, 6, 8, 6}; /* of tiles of 1, 2, 3, 4 vectors */
 
-/* m rows times the n columns of one panel. If they do not fill its vectors: through a buffer. */
-static void times_panel(const Job *job, long m, long n, const real *a, const real *b, real *c)
+/* m rows times one panel. */
+static void times_panel(const Job *job, long m, const real *a, const real *b, real *c)
 {
-    const long vectors = parts(n, LANES), count = parts(m, most_rows[vectors - 1]);
+    const long vectors = parts(job->columns, LANES), count = parts(m, most_rows[vectors - 1]);
     const long shorter = m / count, taller = m % count;
-    Job edged;
-    real edge[MOST_ROWS * NR];
-    if (n % LANES != 0) {
-        edged = *job;
-        edged.c_row = vectors * LANES;
-        edged.accumulate = 0;
-    }
     /* One line of each row a tile; they need not begin with one, so there is one line more. */
     const long lines = job->ahead && vectors == VECTORS ? parts(job->ahead_columns, LINE) + 1 : 0;
     for (long t = 0; t < count; t++) {
@@ -181,51 +167,41 @@ static void times_panel(const Job *job, long m, long n, const real *a, const rea
         const int prefetch = t < lines;
         const real *const ahead =
             prefetch ? job->ahead + lesser(t * LINE, job->ahead_columns - 1) : NULL;
-        Tile *const run = tiles[prefetch ? VECTORS : vectors - 1][rows - 1];
-        if (n % LANES == 0) {
-            run(job, a, b, c, ahead);
-        } else {
-            run(&edged, a, b, edge, ahead);
-            for (long i = 0; i < rows; i++)
-                for (long j = 0; j < n; j += LANES) {
-                    real *const to = c + i * job->c_row + j;
-                    V sum = load(edge + i * edged.c_row + j);
-                    if (job->accumulate)
-                        sum += load_part(to, n - j);
-                    store_part(to, sum, n - j);
-                }
-        }
+        tiles[prefetch ? VECTORS : vectors - 1][rows - 1](job, a, b, c, ahead);
         a += rows * job->a_row;
         c += rows * job->c_row;
     }
 }
 
-static void product(long m, long n, long k, long segment, long stride, const real *a, long lda,
-                    const real *panels, real *c, long ldc, int accumulate)
+/* How many columns the first panel gets if `columns` are spread evenly over as few panels as can
+be: 13 vectors are 4 + 3 + 3 + 3, not 4 + 4 + 4 + 1. */
+static long even_panel(long columns)
 {
-    if (segment >= k || segment == stride)
-        segment = stride = k;
+    const long vectors = parts(columns, LANES);
+    return lesser(columns, parts(vectors, parts(vectors, VECTORS)) * LANES);
+}
+
+static void product(long m, long n, long k, const real *a, long lda, const real *panels, real *c,
+                    long ldc, int accumulate)
+{
     const long rows = parts(m, parts(m, greater(A_BLOCK / sizeof(real) / k, MIN_ROWS)));
     const long depth = parts(k, parts(k, DEPTH));
     for (long i = 0; i < m; i += rows)
-        for (long j = 0; j < n; j += NR) {
-            const long columns = lesser(NR, n - j), width = round_up(columns, LANES);
+        for (long j = 0, columns; j < n; j += columns) {
+            columns = even_panel(n - j);
+            const long width = round_up(columns, LANES);
             for (long d = 0; d < k; d += depth) {
-                const long whole = segment < k ? d / segment : 0;
                 const Job job = {
                     .depth = lesser(depth, k - d),
-                    .left = (whole + 1) * segment - d,
-                    .segment = segment,
-                    .gap = stride - segment,
+                    .columns = columns,
                     .a_row = lda,
                     .a_step = 1,
                     .b_step = width,
                     .c_row = ldc,
                     .accumulate = accumulate || d > 0,
                 };
-                const real *const from = a + i * lda + whole * (stride - segment) + d;
-                times_panel(&job, lesser(rows, m - i), columns, from, panels + k * j + d * width,
-                            c + i * ldc + j);
+                times_panel(&job, lesser(rows, m - i), a + i * lda + d,
+                            panels + k * j + d * width, c + i * ldc + j);
             }
         }
 }
@@ -250,14 +226,15 @@ static void product(long m, long n, long k, long segment, long stride, const rea
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
 #endif
 
-/* to[k * width + c] = from[c * stride + k] for c < LANES, k < rows; zero for c >= columns.
-Interleaving the first half of the vectors with the second doubles the length of the runs that
-belong to one column of the result: log2(LANES) times, and it is transposed. */
-INLINE void transpose(real *to, long width, const real *from, long stride, long columns, long rows)
+/* to[k * width + c] = from[c][k] for c < LANES, k < rows; zero for c >= columns. Interleaving the
+first half of the vectors with the second doubles the length of the runs that belong to one column
+of the result: log2(LANES) times, and it is transposed. */
+INLINE void transpose(real *to, long width, const real *const *from, long k0, long columns,
+                      long rows)
 {
     V v[LANES], w[LANES];
     UNROLL for (int c = 0; c < LANES; c++)
-        v[c] = c < columns ? load_part(from + c * stride, rows) : (V){0};
+        v[c] = c < columns ? load_part(from[c] + k0, rows) : (V){0};
     UNROLL for (int run = 1; run < LANES; run *= 2) {
         UNROLL for (int i = 0; i < LANES / 2; i++) {
             w[2 * i] = SHUFFLE(v[i], v[i + LANES / 2], LOWER);
@@ -271,61 +248,68 @@ INLINE void transpose(real *to, long width, const real *from, long stride, long 
             store(to + k * width, v[k]);
 }
 
-/* `pack` for panels of any number of columns. */
-static void pack_panels(long panel, real *panels, long depth, long columns, long k0, long c0,
-                        long rows, long cols, const real *source, long row_stride, long col_stride)
+/* A panel, or some rows of one, from memory where its columns are neighbours too. */
+static void pack_panel(real *to, long rows, long columns, const real *from, long stride)
 {
-    const long end = c0 + cols;
-    for (long c = c0, n; c < end; c += n, source += n * col_stride) {
-        const long first = c / panel * panel;
-        const long width = lesser(panel, round_up(columns, LANES) - first);
-        n = lesser(first + panel, end) - c;
-        real *const to = panels + depth * first + k0 * width + c - first;
-        if (col_stride == 1) {
-            for (long k = 0; k < rows; k++) {
-                const real *const from = source + k * row_stride;
-                const real *const ahead = source + lesser(k + 16, rows - 1) * row_stride;
-                for (long j = 0; j < n; j += LANES) {
-                    __builtin_prefetch(ahead + j); /* rows may be pages apart */
-                    store(to + k * width + j, load_part(from + j, n - j));
-                }
-            }
-        } else if (row_stride == 1) {
-            for (long j = 0; j < n; j += LANES)
-                for (long k = 0; k < rows; k += LANES) {
-                    real *const corner = to + k * width + j;
-                    const real *const from = source + j * col_stride + k;
-                    if (n - j >= LANES && rows - k >= LANES)
-                        transpose(corner, width, from, col_stride, LANES, LANES);
-                    else
-                        transpose(corner, width, from, col_stride, n - j, rows - k);
-                }
-        } else {
-            for (long k = 0; k < rows; k++)
-                for (long j = 0; j < round_up(n, LANES); j++)
-                    to[k * width + j] = j < n ? source[k * row_stride + j * col_stride] : 0;
+    for (long k = 0; k < rows; k++, to += round_up(columns, LANES)) {
+        const real *const row = from + k * stride;
+        const real *const ahead = from + lesser(k + 16, rows - 1) * stride;
+        for (long j = 0; j < columns; j += LANES) {
+            __builtin_prefetch(ahead + j); /* rows may be pages apart */
+            store(to + j, load_part(row + j, columns - j));
         }
     }
 }
 
-static void pack(real *panels, long depth, long columns, long k0, long c0, long rows, long cols,
-                 const real *source, long row_stride, long col_stride)
+static void pack_rows(real *panels, long depth, const long *m, long n, const real *const *matrices)
 {
-    pack_panels(NR, panels, depth, columns, k0, c0, rows, cols, source, row_stride, col_stride);
+    for (long j = 0, columns; j < n; j += columns) {
+        columns = even_panel(n - j);
+        for (long i = 0, k = 0; k < depth; k += m[i++])
+            pack_panel(panels + depth * j + k * round_up(columns, LANES), m[i], columns,
+                       matrices[i] + j, n);
+    }
+}
+
+/* A vector of columns may begin in one matrix and end in another. */
+static void pack_columns(real *panels, long columns, const long *m, long n,
+                         const real *const *matrices)
+{
+    const real *from[LANES], *next = *matrices, *end = next + *m * n;
+    for (long first = 0, width; first < columns; first += width) {
+        width = even_panel(columns - first);
+        for (long j = 0; j < width; j += LANES) {
+            const long found = lesser(LANES, width - j), step = round_up(width, LANES);
+            for (long c = 0; c < found; c++, next += n) {
+                if (next == end) {
+                    next = *++matrices;
+                    end = next + *++m * n;
+                }
+                from[c] = next;
+            }
+            real *const to = panels + n * first + j;
+            for (long k = 0; k < n; k += LANES)
+                if (found == LANES && n - k >= LANES)
+                    transpose(to + k * step, step, from, k, LANES, LANES);
+                else
+                    transpose(to + k * step, step, from, k, found, n - k);
+        }
+    }
+}
+
+static void pack(real *panels, long count, const long *m, long n, const real *const *matrices,
+                 int transposed)
+{
+    long rows = 0;
+    for (long i = 0; i < count; i++)
+        rows += m[i];
+    (transposed ? pack_columns : pack_rows)(panels, rows, m, n, matrices);
 }
 
 static long gradients_work(long count, const long *m, long n, long rows)
 {
     (void)count, (void)m; /* one slice of one operand is packed at a time */
     return lesser(rows, DEPTH) * (round_up(n, LANES) + SLICE);
-}
-
-/* How many columns the first panel gets if `columns` are spread evenly over as few panels as can
-be: 13 vectors are 4 + 3 + 3 + 3, not 4 + 4 + 4 + 1. */
-static long even_panel(long columns)
-{
-    const long vectors = parts(columns, LANES);
-    return lesser(columns, parts(vectors, parts(vectors, VECTORS)) * LANES);
 }
 
 /* Depth is the rows of both operands here, cut into blocks. Up to four panels wide, an element of
@@ -346,7 +330,7 @@ static void gradients(long count, long rows, const real *const *a, const long *m
         real *const slice = work + depth * round_up(n, LANES);
         for (long j = 0, columns; j < n && !b_in_place; j += columns) {
             columns = even_panel(n - j);
-            pack(work + depth * j, depth, columns, 0, 0, depth, columns, b + r * ldb + j, ldb, 1);
+            pack_panel(work + depth * j, depth, columns, b + r * ldb + j, ldb);
         }
         for (long i = 0; i < count; i++) {
             const long tall = sliced ? SLICE : m[i];
@@ -355,7 +339,6 @@ static void gradients(long count, long rows, const real *const *a, const long *m
                 const long height = lesser(tall, m[i] - p);
                 Job job = {
                     .depth = depth,
-                    .left = depth,
                     .a_row = 1,
                     .a_step = in_place ? lda : round_up(height, LANES),
                     .c_row = n,
@@ -370,11 +353,11 @@ static void gradients(long count, long rows, const real *const *a, const long *m
                     job.ahead_columns = lesser(tall, m[i + 1]);
                 }
                 if (!in_place)
-                    pack_panels(SLICE, slice, depth, height, 0, 0, depth, height, left, lda, 1);
+                    pack_panel(slice, depth, height, left, lda);
                 for (long j = 0, columns; j < n; j += columns, job.ahead = NULL) {
-                    columns = even_panel(n - j);
+                    columns = job.columns = even_panel(n - j);
                     job.b_step = b_in_place ? ldb : round_up(columns, LANES);
-                    times_panel(&job, height, columns, in_place ? left : slice,
+                    times_panel(&job, height, in_place ? left : slice,
                                 right + (b_in_place ? j : depth * j), c[i] + p * n + j);
                 }
             }

@@ -5,24 +5,22 @@ may run in several threads at once. Memory need not be aligned, but panels that 
 line are read faster. Nothing outside of the operands is read or written. Where `accumulate` is 0,
 the old contents of the result are not read.
 
-A packed operand of depth × columns lies in panels of four vectors of columns (two on machines with
-16 vector registers), the last one as narrow as a multiple of LANES allows: depth times columns
-rounded up to LANES elements in all. Within a panel each row is contiguous. */
+A packed operand of depth × columns lies in panels of up to four vectors of columns (two on
+machines with 16 vector registers): as few as can be, each as wide as the next or one vector wider,
+so that 13 vectors are 4 + 3 + 3 + 3. Columns up to the next multiple of LANES are 0: depth times
+columns rounded up to LANES elements in all. Within a panel each row is contiguous. */
 #ifndef MATRIX_H
 #define MATRIX_H
 
 typedef struct {
-    /* Element (k0 + k, c0 + c) of the packed operand becomes source[k * row_stride + c *
-    col_stride], k < rows, c < cols; columns up to the next multiple of LANES become 0. c0 is a
-    multiple of LANES. Fast if one of the strides is 1. */
-    void (*pack)(real *panels, long depth, long columns, long k0, long c0, long rows, long cols,
-                 const real *source, long row_stride, long col_stride);
+    /* Packs `count` dense matrices of m[i] × n on top of each other, an operand of sum(m) × n; or
+    the transpose of that: n × sum(m), where they lie transposed and side by side. */
+    void (*pack)(real *panels, long count, const long *m, long n, const real *const *matrices,
+                 int transposed);
 
-    /* c[i * ldc + j] (+)= sum over d < k of A(i, d) * panels(d, j), i < m, j < n, where A(i, d) is
-    a[i * lda + d / segment * stride + d % segment]: plain rows if segment >= k, else k is a
-    multiple of segment. */
-    void (*product)(long m, long n, long k, long segment, long stride, const real *a, long lda,
-                    const real *panels, real *c, long ldc, int accumulate);
+    /* c[i * ldc + j] (+)= sum over d < k of a[i * lda + d] * panels(d, j), i < m, j < n. */
+    void (*product)(long m, long n, long k, const real *a, long lda, const real *panels, real *c,
+                    long ldc, int accumulate);
 
     /* How many elements of scratch memory `gradients` needs. */
     long (*gradients_work)(long count, const long *m, long n, long rows);

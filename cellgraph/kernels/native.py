@@ -181,9 +181,13 @@ class Kernel:
 
     def _measure(self, batch: Batch, widths: dict[str, int], recording: bool) -> _Sizes:
         lanes = self.matrices.lanes
-        wide = {w: -(-n // lanes) * lanes for w, n in widths.items()}
+
+        def whole(n: int) -> int:  # vectors
+            return -(-n // lanes) * lanes
+
+        wide = {w: whole(n) for w, n in widths.items()}
         plan_ = self.plan
-        row = sum(wide[w] for w in plan_.columns)
+        row = whole(sum(widths[w] for w in plan_.columns))
         if row * self.dtype.itemsize % 2048 == 0:
             row += lanes  # rows a power of two apart fall into the same few sets of the cache
         chunk = batch.steps if recording else max(1, CHUNK_ROWS // batch.rows)
@@ -197,20 +201,17 @@ class Kernel:
         width_of = plan_.adjoint.width
         statics = sum(wide[str(w)] for n in plan_.core.statics if (w := width_of[n]) is not None)
 
-        def forward_pack(product: Product) -> int:
-            columns = sum(wide[plan_.columns[c]] for c in product.columns)
-            return widths[str(width_of[product.operand])] * columns
-
-        def backward_pack(product: Product) -> int:
-            depth = sum(widths[plan_.columns[c]] for c in product.columns)
-            return depth * wide[str(width_of[product.operand])]
+        def packed(product: Product, *, transposed: bool) -> int:
+            m = sum(widths[plan_.columns[c]] for c in product.columns)
+            n = widths[str(width_of[product.operand])]
+            return n * whole(m) if transposed else m * whole(n)
 
         rows = (batch.entries,) if batch.entries else batch.shape
         axes = {"(R)": rows, "(B)": (1, batch.rows)} | {w: (n,) for w, n in widths.items()}
         ahead = [*plan_.hoisted, *(p for phase in plan_.forward for p in phase.products)]
         back = [p for phase in plan_.backward for p in phase.products]
         back += [*plan_.states_back, *plan_.rows_back]
-        room_back = statics + table + sum(backward_pack(p) for p in back)
+        room_back = statics + table + sum(packed(p, transposed=False) for p in back)
         room_back += batch.rows * sum(wide[w] for w in plan_.work)
         room_back += 2 * batch.rows * sum(wide[w] for w in self.state_widths)
         room_back += sum(wide[w] for _, w in plan_.accumulated)
@@ -227,12 +228,12 @@ class Kernel:
         )
         return _Sizes(
             array=(ctypes.c_long * len(array))(*array),
-            tape=tape_rows * row,
+            tape=tape_rows * row + lanes,  # the last vector of the last column may reach behind it
             histories=tuple(history_rows * wide[w] for w in self.state_widths),
             shapes=tuple(sum((axes[name] for name in names), ()) for names in self.axes),
             output=(*batch.shape, widths[self.output_width]),
             last=tuple((1, batch.rows, widths[w]) for w in self.state_widths),
-            room=statics + table + sum(forward_pack(p) for p in ahead),
+            room=statics + table + sum(packed(p, transposed=True) for p in ahead),
             room_back=room_back,
         )
 

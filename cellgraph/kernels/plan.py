@@ -2,7 +2,8 @@
 
 A time step alternates matrix products and pointwise loops, one loop for every width. One row of
 the tape holds, for one row of the batch at one step, the sums of all blocks and whatever else the
-way back needs. `planner.py` makes a plan, `emit.py` prints it as C, `describe.py` in words.
+way back needs: columns without gaps, so that neighbours are one operand of a product. `planner.py`
+makes a plan, `emit.py` prints it as C, `describe.py` in words.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Columns `blocks` (neighbours of one width in `columns`) and an operand, over matrices.
+    """Columns of the tape (neighbours) and an operand, over matrices.
 
     Forward the operand is multiplied into the columns; backward the columns into its gradient.
     """

@@ -96,7 +96,7 @@ class _Planner(Places):
                 rounds[turn].append(term)
             for turn_terms in rounds:
                 flags = [b.leaf in written for _, _, b in turn_terms]
-                for run in _runs(turn_terms, flags, self.columns, same_width=False):
+                for run in _runs(turn_terms, flags):
                     written |= dict.fromkeys(b.leaf for _, _, b in run)
                     yield Product(
                         operand,
@@ -185,7 +185,7 @@ class _Planner(Places):
             for t in b.terms
             if t.operand is operand
         )
-        return _runs(terms, [False] * len(terms), self.columns, same_width=True)
+        return _runs(terms, [False] * len(terms))
 
     def _gradients(self) -> tuple[Product, ...]:
         """Per operand: every matrix with the column of its gradient; the first use of one sets."""
@@ -215,19 +215,12 @@ class _Planner(Places):
         return tuple(products)
 
 
-def _runs(
-    terms: list[Any], flags: list[bool], columns: list[str], *, same_width: bool
-) -> list[list[Any]]:
-    """Split terms (column first) where columns are no neighbours, or flags or widths change."""
+def _runs(terms: list[Any], flags: list[bool]) -> list[list[Any]]:
+    """Split terms (column first) where columns are no neighbours, or flags change."""
     runs: list[list[Any]] = []
     for term, flag in sorted(zip(terms, flags, strict=True), key=lambda pair: pair[0][0]):
         last = runs[-1][-1] if runs else None
-        if (
-            last is not None
-            and last[0][0] + 1 == term[0]
-            and last[1] == flag
-            and (not same_width or columns[last[0][0]] == columns[term[0]])
-        ):
+        if last is not None and last[0][0] + 1 == term[0] and last[1] == flag:
             runs[-1].append((term, flag))
         else:
             runs.append([(term, flag)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -93,33 +95,24 @@ class Writer:
 
     # -- products
 
-    def columns_of(self, product: Product) -> str:
-        return " + ".join(f"{self.width[self.plan.columns[c]]}_" for c in product.columns)
+    def columns_of(self, columns: Iterable[int]) -> str:
+        """How wide these columns of the tape are together."""
+        widths = Counter(self.width[self.plan.columns[c]] for c in columns)
+        terms = [w if count == 1 else f"{count} * {w}" for w, count in widths.items()]
+        return terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
 
-    def pack_forward(self, product: Product, tag: str) -> None:
-        """All matrices of a product side by side, transposed."""
-        depth = self.width[str(self.core.width[product.operand])]
-        self.put(f"real *const {tag} = part(&room, {depth} * ({self.columns_of(product)}));")
-        at = "0"
-        for matrix, column in zip(product.matrices, product.columns, strict=True):
-            n = self.width[self.plan.columns[column]]
-            self.put(
-                f"matrix->pack({tag}, {depth}, {self.columns_of(product)}, 0, {at}, {depth}, {n}, "
-                f"{self.matrix(matrix)}, 1, {depth});"
-            )
-            at = f"{n}_" if at == "0" else f"{at} + {n}_"
-
-    def pack_backward(self, product: Product, tag: str) -> None:
-        """All matrices of a product on top of each other."""
-        rows = self.width[self.plan.columns[product.columns[0]]]
+    def pack(self, product: Product, tag: str, *, transposed: bool) -> None:
+        """All matrices of a product, for its columns (transposed) or for their gradients."""
+        columns = self.columns_of(product.columns)
         n = self.width[str(self.plan.adjoint.width[product.operand])]
-        depth = f"{len(product.columns)} * {rows}"
-        self.put(f"real *const {tag} = part(&room, {depth} * {n}_);")
-        for index, matrix in enumerate(product.matrices):
-            self.put(
-                f"matrix->pack({tag}, {depth}, {n}_, {index} * {rows}, 0, {rows}, {n}, "
-                f"{self.matrix(matrix)}, {n}, 1);"
-            )
+        size = f"{n} * padded({columns})" if transposed else f"{columns} * {n}_"
+        heights = ", ".join(self.width[self.plan.columns[c]] for c in product.columns)
+        matrices = ", ".join(self.matrix(m) for m in product.matrices)
+        self.put(
+            f"real *const {tag} = part(&room, {size});",
+            f"matrix->pack({tag}, {len(product.matrices)}, (const long[]){{{heights}}}, {n}, "
+            f"(const real *const[]){{{matrices}}}, {int(transposed)});",
+        )
 
     def multiply(
         self,
@@ -135,23 +128,22 @@ class Writer:
             stack, shown_ = ", ".join(product.matrices), shown(product.operand, self.labels)
             sign = "+=" if product.accumulate else "="
             self.put(f"/* sums {sign} [{stack}] @ {shown_} */")
+        columns = self.columns_of(product.columns)
         depth = self.width[str(self.core.width[product.operand])]
         self.put(
-            f"matrix->product({rows}, {self.columns_of(product)}, {depth}, {depth}, {depth}, "
-            f"{operand}, {stride}, {tag}, {tape} + column{product.columns[0]}, row, "
-            f"{int(product.accumulate)});"
+            f"matrix->product({rows}, {columns}, {depth}, {operand}, {stride}, {tag}, "
+            f"{tape} + column{product.columns[0]}, row, {int(product.accumulate)});"
         )
 
     def multiply_back(
         self, product: Product, tag: str, rows: str, tape: str, to: str, stride: str
     ) -> None:
         """gradient of an operand (+)= columns of the tape @ matrices."""
-        width = self.width[self.plan.columns[product.columns[0]]]
+        depth = self.columns_of(product.columns)
         n = self.width[str(self.plan.adjoint.width[product.operand])]
         self.put(
-            f"matrix->product({rows}, {n}, {len(product.columns)} * {width}, {width}, {width}_, "
-            f"{tape} + column{product.columns[0]}, row, {tag}, {to}, {stride}, "
-            f"{int(product.accumulate)});"
+            f"matrix->product({rows}, {n}, {depth}, {tape} + column{product.columns[0]}, row, "
+            f"{tag}, {to}, {stride}, {int(product.accumulate)});"
         )
 
     def operand(self, node: Node) -> tuple[str, str]:
@@ -299,7 +291,7 @@ class Writer:
         elif place.kind == "dstatic":
             self.put(f"store(sum{i} + j, load(sum{i} + j) + {value});")
         elif place.kind == "tape":
-            self.put(f"store({name} + column{i} + j, {value});")
+            self.put(f"store_part({name} + column{i} + j, {value}, {width} - j);")
         else:
             self.put(f"store({name} + j, {value});")
 

@@ -108,14 +108,15 @@ class Product:
         except CompilerError as error:
             raise CellError(f"the matrix kernels cannot be built: {error}") from error
         table: Any = ctypes.cast(matrices.pointer, ctypes.POINTER(_POINTER))
-        pack = ctypes.CFUNCTYPE(None, _POINTER, *[_LONG] * 6, _POINTER, _LONG, _LONG)(table[0])
-        types = (*[_LONG] * 5, _POINTER, _LONG, _POINTER, _POINTER, _LONG, ctypes.c_int)
+        packs = (_POINTER, _LONG, _POINTER, _LONG, _POINTER, ctypes.c_int)
+        pack = ctypes.CFUNCTYPE(None, *packs)(table[0])
+        types = (*[_LONG] * 3, _POINTER, _LONG, _POINTER, _POINTER, _LONG, ctypes.c_int)
         self.product = ctypes.CFUNCTYPE(None, *types)(table[1])
         (m, k), n = a.shape, b.shape[1]
         panels = a.new_zeros(k * -(-n // matrices.lanes) * matrices.lanes)
-        pack(panels.data_ptr(), k, n, 0, 0, k, n, b.data_ptr(), n, 1)
+        pack(panels.data_ptr(), 1, (_LONG * 1)(k), n, (_POINTER * 1)(b.data_ptr()), 0)
         pointers = a.data_ptr(), k, panels.data_ptr(), c.data_ptr(), n
-        self.arguments = (m, n, k, k, k, *pointers, 0)
+        self.arguments = (m, n, k, *pointers, 0)
         self.held = a, panels, c  # as long as their addresses are in use
 
     def __call__(self) -> None:

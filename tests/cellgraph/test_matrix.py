@@ -97,8 +97,10 @@ class Kernels:
         depth, columns = b.shape
         padded = np.full((depth, round_up(columns, self.lanes)), padding, b.dtype)
         padded[:, :columns] = b
-        starts = range(0, padded.shape[1], self.panel)
-        return np.concatenate([padded[:, at : at + self.panel].ravel() for at in starts])
+        vectors = padded.shape[1] // self.lanes
+        panels = np.array_split(np.arange(vectors), -(-vectors * self.lanes // self.panel))
+        starts = [self.lanes * int(panel[0]) for panel in panels[1:]]
+        return np.concatenate([panel.ravel() for panel in np.split(padded, starts, axis=1)])
 
     def check(self, after: Array, before: Array, terms: Sequence[tuple[Array, Array]]) -> None:
         """The inner part of `after` is the sum of products a @ b of the terms (after what stood
@@ -161,7 +163,7 @@ def kernels(request: pytest.FixtureRequest, libraries: dict[tuple[str, str], Pat
     columns = 8 * made.lanes
     source = np.arange(2 * columns).astype(made.real)
     packed = np.empty_like(source)
-    made("pack", packed, 2, columns, 0, 0, 2, columns, source, columns, 1)
+    made("pack", packed, 1, longs([2]), columns, addresses([source]), 0)
     made.panel = int(np.flatnonzero(packed == columns)[0])
     return made
 
@@ -179,81 +181,52 @@ def test_widths(kernels: Kernels) -> None:
 # -- pack
 
 
-def source_of(
-    kernels: Kernels, draw: np.random.Generator, rows: int, columns: int, layout: str
-) -> tuple[Array, Array, int, int]:
-    """Memory, the matrix that lies in it, and the distances of its rows and columns."""
-    if layout == "transposed":
-        whole = kernels.matrix(draw, columns, rows)
-        return whole, whole[:columns, :rows].T, 1, whole.shape[1]
-    if layout == "strided":
-        whole = kernels.matrix(draw, rows, 3 * columns)
-        return whole, whole[:rows, : 3 * columns : 3], whole.shape[1], 3
-    whole = kernels.matrix(draw, rows, columns)
-    return whole, whole[:rows, :columns], whole.shape[1], 1
+def check_pack(
+    kernels: Kernels, draw: np.random.Generator, heights: Sequence[int], n: int, transposed: bool
+) -> None:
+    matrices = [draw.standard_normal((m, n)).astype(kernels.real) for m in heights]
+    for matrix in matrices:
+        matrix[draw.integers(len(matrix)), draw.integers(n)] = draw.choice([np.nan, np.inf, -0.0])
+    stack = np.concatenate(matrices)
+    wanted = kernels.panels(stack.T if transposed else stack)
+    packed = np.full(wanted.size + 1, GUARD, kernels.real)
+    kernels(
+        *("pack", packed, len(heights), longs(heights), n, addresses(matrices), int(transposed))
+    )
+    wanted = np.append(wanted, kernels.real(GUARD))
+    np.testing.assert_array_equal(packed, wanted)
+    np.testing.assert_array_equal(np.signbit(packed), np.signbit(wanted))
 
 
-LAYOUTS = ("plain", "transposed", "strided")
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pack(kernels: Kernels, draw: np.random.Generator, layout: str) -> None:
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_pack(kernels: Kernels, draw: np.random.Generator, transposed: bool) -> None:
     for depth, columns in itertools.product(SIZES, SIZES):
-        whole, inner, *strides = source_of(kernels, draw, depth, columns, layout)
-        inner[draw.integers(depth), draw.integers(columns)] = draw.choice([np.nan, np.inf, -0.0])
-        packed = np.full(depth * round_up(columns, kernels.lanes) + 1, GUARD, kernels.real)
-        kernels("pack", packed, depth, columns, 0, 0, depth, columns, whole, *strides)
-        wanted = np.append(kernels.panels(inner), kernels.real(GUARD))
-        np.testing.assert_array_equal(packed, wanted)
-        np.testing.assert_array_equal(np.signbit(packed), np.signbit(wanted))
+        m, n = (columns, depth) if transposed else (depth, columns)
+        check_pack(kernels, draw, [m], n, transposed)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pack_several(kernels: Kernels, draw: np.random.Generator, layout: str) -> None:
-    """Blocks of one operand, side by side and on top of each other."""
-    for _ in range(20):
-        heights = [int(h) for h in draw.integers(1, 40, size=draw.integers(1, 4))]
-        widths = [int(w) for w in draw.integers(1, 150, size=draw.integers(1, 4))]
-        tops = np.cumsum([0, *heights]).tolist()
-        lefts = np.cumsum([0, *(round_up(w, kernels.lanes) for w in widths)]).tolist()
-        depth, columns = tops[-1], lefts[-2] + widths[-1]
-        padded = np.full((depth, lefts[-1]), GUARD, kernels.real)
-        packed = np.full(padded.size + 1, GUARD, kernels.real)
-        for (k0, rows), (c0, cols) in itertools.product(
-            zip(tops, heights, strict=False), zip(lefts, widths, strict=False)
-        ):
-            whole, inner, *strides = source_of(kernels, draw, rows, cols, layout)
-            kernels("pack", packed, depth, columns, k0, c0, rows, cols, whole, *strides)
-            padded[k0 : k0 + rows, c0 : c0 + round_up(cols, kernels.lanes)] = 0
-            padded[k0 : k0 + rows, c0 : c0 + cols] = inner
-            wanted = np.append(kernels.panels(padded), kernels.real(GUARD))
-            np.testing.assert_array_equal(packed, wanted)
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_pack_several(kernels: Kernels, draw: np.random.Generator, transposed: bool) -> None:
+    """On top of each other or side by side; of narrow ones many share a vector."""
+    for _ in range(40):
+        most = int(draw.choice([3, 40, 150]))
+        heights = [int(m) for m in draw.integers(1, most, size=draw.integers(1, 9))]
+        check_pack(kernels, draw, heights, int(draw.choice(SIZES)), transposed)
 
 
 # -- product
 
 
-def check_product(
-    kernels: Kernels,
-    draw: np.random.Generator,
-    sizes: tuple[int, int, int],
-    segments: int = 1,
-    gap: int = 3,
-) -> None:
-    """m, n, k: k of each segment."""
+def check_product(kernels: Kernels, draw: np.random.Generator, sizes: tuple[int, int, int]) -> None:
     m, n, k = sizes
-    stride = k + gap
-    a = kernels.matrix(draw, m, segments * stride)
-    b = draw.standard_normal((segments * k, n)).astype(kernels.real)
+    a = kernels.matrix(draw, m, k)
+    b = draw.standard_normal((k, n)).astype(kernels.real)
     accumulate = int(draw.integers(2))
     c = kernels.output(draw, m, n, filled=bool(accumulate))
     before = c.copy()
-    left = np.concatenate([a[:m, at : at + k] for at in range(0, segments * stride, stride)], 1)
-    kernels(
-        *("product", m, n, segments * k, k if segments > 1 else k + int(draw.integers(3)), stride),
-        *(a, a.shape[1], kernels.panels(b, np.nan), c, c.shape[1], accumulate),
-    )
-    kernels.check(c, before, [(left, b)])
+    panels = kernels.panels(b, np.nan)
+    kernels("product", m, n, k, a, a.shape[1], panels, c, c.shape[1], accumulate)
+    kernels.check(c, before, [(a[:m, :k], b)])
 
 
 def test_product(kernels: Kernels, draw: np.random.Generator) -> None:
@@ -267,14 +240,6 @@ def test_product_in_blocks(kernels: Kernels, draw: np.random.Generator) -> None:
     """More rows, and more depth, than are taken at a time."""
     for sizes in ((3, 70, 1025), (20, 33, 2100), (150, 17, 1500), (800, 10, 100)):
         check_product(kernels, draw, sizes)
-
-
-def test_product_of_segments(kernels: Kernels, draw: np.random.Generator) -> None:
-    for segments, k, gap in itertools.product((2, 3, 8), (1, 2, 7, 16, 100), (0, 3)):
-        sizes = int(draw.choice(ROWS)), int(draw.choice(SIZES)), k
-        check_product(kernels, draw, sizes, segments, gap)
-    check_product(kernels, draw, (7, 65, 700), segments=3)
-    check_product(kernels, draw, (60, 65, 513), segments=4)
 
 
 # -- gradients and sums
@@ -357,12 +322,12 @@ def test_nan_and_infinity(kernels: Kernels, draw: np.random.Generator) -> None:
         c = kernels.output(draw, m, n, filled=True)
         for part in (a[:m, :k], b[:k, :n], c[:m, :n]):
             spoil(draw, part)
-        left, right = a[:m, :k], b[:k, :n]
+        left, right = a[:m, :k], np.ascontiguousarray(b[:k, :n])
         packed = np.empty(k * round_up(n, kernels.lanes), kernels.real)
-        kernels("pack", packed, k, n, 0, 0, k, n, b, b.shape[1], 1)
+        kernels("pack", packed, 1, longs([k]), n, addresses([right]), 0)
         with np.errstate(invalid="ignore"):
             wanted = c[:m, :n] + sums(left, right)
-        kernels("product", m, n, k, k, k, a, a.shape[1], packed, c, c.shape[1], 1)
+        kernels("product", m, n, k, a, a.shape[1], packed, c, c.shape[1], 1)
         same_kind(c[:m, :n], wanted)
 
         turned = np.ascontiguousarray(a.T)
@@ -407,16 +372,17 @@ int main(void)
     const Matrix *const x = matrix_functions();
     for (int round = 0; round < 150; round++) {
         const long large = to(6) == 1 ? 600 : 30;
-        const long m = to(40), n = to(200), segment = to(large), segments = to(3);
-        const long k = segment * segments, padded = (n + LANES - 1) / LANES * LANES;
-        const long stride = segment + to(9), lda = segments * stride + to(9), ldc = n + to(9);
+        const long m = to(40), heights[] = {to(large), to(large), to(large)};
         const int transposed = to(2) == 1, accumulate = to(2) == 1;
-        const long ldb = (transposed ? k : n) + to(9);
-        real *const a = fresh(area(m, (segments - 1) * stride + segment, lda));
-        real *const b = fresh(transposed ? area(n, k, ldb) : area(k, n, ldb));
-        real *const c = fresh(area(m, n, ldc)), *const panels = fresh(k * padded);
-        x->pack(panels, k, n, 0, 0, k, n, b, transposed ? 1 : ldb, transposed ? ldb : 1);
-        x->product(m, n, k, segment, stride, a, lda, panels, c, ldc, accumulate);
+        const long sum = heights[0] + heights[1] + heights[2], width = to(200);
+        const long k = transposed ? width : sum, n = transposed ? sum : width;
+        const long padded = (n + LANES - 1) / LANES * LANES, lda = k + to(9), ldc = n + to(9);
+        real *const stack[] = {fresh(heights[0] * width), fresh(heights[1] * width),
+                               fresh(heights[2] * width)};
+        real *const a = fresh(area(m, k, lda)), *const c = fresh(area(m, n, ldc));
+        real *const panels = fresh(k * padded);
+        x->pack(panels, 3, heights, width, (const real *const *)stack, transposed);
+        x->product(m, n, k, a, lda, panels, c, ldc, accumulate);
         x->column_sums(m, n, c, ldc, panels, accumulate);
 
         const long high[] = {to(100), to(100)};
@@ -427,7 +393,8 @@ int main(void)
         real *const out[] = {fresh(high[0] * n), to(4) == 1 ? NULL : fresh(high[1] * n)};
         const int add[] = {to(2) == 1, to(2) == 1};
         x->gradients(2, k, (const real *const *)left, high, ld, right, n, ldr, out, add, work);
-        real *const all[] = {a, b, c, panels, left[0], left[1], right, work, out[0], out[1]};
+        real *const all[] = {a, c, panels, stack[0], stack[1], stack[2],
+                             left[0], left[1], right, work, out[0], out[1]};
         for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
             free(all[i]);
     }

@@ -222,12 +222,13 @@ def test_edges_and_drawn_cells_in_double(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_write_behind_a_buffer_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver would notice: the same with one element less for the tape."""
+    """The driver would notice: the same with one element less for every history."""
     found = native.Kernel.sizes
 
     def smaller(self: native.Kernel, *args: Any) -> Any:
         sizes = found(self, *args)
-        return sizes.__class__(**{**vars(sizes), "tape": sizes.tape - 1})
+        histories = tuple(size - 1 for size in sizes.histories)
+        return sizes.__class__(**{**vars(sizes), "histories": histories})
 
     monkeypatch.setattr(native.Kernel, "sizes", smaller)
     with pytest.raises(AssertionError, match=r"(?s)AddressSanitizer: .*-byte region"):

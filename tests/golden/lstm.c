@@ -8,7 +8,7 @@
 */
 #include "cell.h"
 
-static void loop0_b438c63997337f4d(long n, long at_t, long row, long H, real *tape_t, real *y, long column0, long column1, long column2, long column3, long column4, real *after0, const real *before1, real *after1, const real *s0, const real *s1, const real *s2, const real *s3)
+static void loop0_8d36637a88c81c64(long n, long at_t, long row, long H, real *tape_t, real *y, long column0, long column1, long column2, long column3, long column4, real *after0, const real *before1, real *after1, const real *s0, const real *s1, const real *s2, const real *s3)
 {
     for (long b = 0; b < n; b++) {
         real *const tape_b = tape_t + b * row;
@@ -27,16 +27,16 @@ static void loop0_b438c63997337f4d(long n, long at_t, long row, long H, real *ta
             store(after0_b + j, v_h_next);
             store_part(y_b + j, v_h_next, H - j);
             store(after1_b + j, v_c_next);
-            store(tape_b + column0 + j, v_o);
-            store(tape_b + column1 + j, v_f);
-            store(tape_b + column2 + j, v_i);
-            store(tape_b + column3 + j, v_g);
-            store(tape_b + column4 + j, v5);
+            store_part(tape_b + column0 + j, v_o, H - j);
+            store_part(tape_b + column1 + j, v_f, H - j);
+            store_part(tape_b + column2 + j, v_i, H - j);
+            store_part(tape_b + column3 + j, v_g, H - j);
+            store_part(tape_b + column4 + j, v5, H - j);
         }
     }
 }
 
-static void loop1_b438c63997337f4d(long n, long at_t, long row, long H, real *tape_t, const real *dy, long column0, long column1, long column2, long column3, long column4, real *d_after0, const real *before1, real *d_before1, real *d_after1)
+static void loop1_8d36637a88c81c64(long n, long at_t, long row, long H, real *tape_t, const real *dy, long column0, long column1, long column2, long column3, long column4, real *d_after0, const real *before1, real *d_before1, real *d_after1)
 {
     for (long b = 0; b < n; b++) {
         const real *const dy_b = dy + (at_t + b) * H;
@@ -58,16 +58,16 @@ static void loop1_b438c63997337f4d(long n, long at_t, long row, long H, real *ta
             const V v9 = (v7 * v_g) * (v_i * (R(1.0) - v_i));
             const V v10 = (v7 * v_i) * (R(1.0) - (v_g * v_g));
             const V v11 = v7 * v_f;
-            store(tape_b + column0 + j, v6);
-            store(tape_b + column1 + j, v8);
-            store(tape_b + column2 + j, v9);
-            store(tape_b + column3 + j, v10);
+            store_part(tape_b + column0 + j, v6, H - j);
+            store_part(tape_b + column1 + j, v8, H - j);
+            store_part(tape_b + column2 + j, v9, H - j);
+            store_part(tape_b + column3 + j, v10, H - j);
             store(d_before1_b + j, v11);
         }
     }
 }
 
-GLUE void forward_b438c63997337f4d(const Matrix *matrix, const long *size, void *const *at)
+GLUE void forward_8d36637a88c81c64(const Matrix *matrix, const long *size, void *const *at)
 {
     const long T = size[0];
     const long B = size[1];
@@ -104,24 +104,18 @@ GLUE void forward_b438c63997337f4d(const Matrix *matrix, const long *size, void 
     const real *const static2 = at[22];  /* b_i */
     const real *const static3 = at[23];  /* b_g */
     const long column0 = 0;  /* [W_o @ x + U_o @ h], then o */
-    const long column1 = column0 + H_;  /* [W_f @ x + U_f @ h], then f */
-    const long column2 = column1 + H_;  /* [W_i @ x + U_i @ h], then i */
-    const long column3 = column2 + H_;  /* [W_g @ x + U_g @ h], then g */
-    const long column4 = column3 + H_;  /* tanh(c') */
+    const long column1 = column0 + H;  /* [W_f @ x + U_f @ h], then f */
+    const long column2 = column1 + H;  /* [W_i @ x + U_i @ h], then i */
+    const long column3 = column2 + H;  /* [W_g @ x + U_g @ h], then g */
+    const long column4 = column3 + H;  /* tanh(c') */
     const real *const s0 = whole(static0, H, &room);
     const real *const s1 = whole(static1, H, &room);
     const real *const s2 = whole(static2, H, &room);
     const real *const s3 = whole(static3, H, &room);
-    real *const packed0 = part(&room, X * (H_ + H_ + H_ + H_));
-    matrix->pack(packed0, X, H_ + H_ + H_ + H_, 0, 0, X, H, matrix0, 1, X);
-    matrix->pack(packed0, X, H_ + H_ + H_ + H_, 0, H_, X, H, matrix2, 1, X);
-    matrix->pack(packed0, X, H_ + H_ + H_ + H_, 0, H_ + H_, X, H, matrix4, 1, X);
-    matrix->pack(packed0, X, H_ + H_ + H_ + H_, 0, H_ + H_ + H_, X, H, matrix6, 1, X);
-    real *const packed1 = part(&room, H * (H_ + H_ + H_ + H_));
-    matrix->pack(packed1, H, H_ + H_ + H_ + H_, 0, 0, H, H, matrix1, 1, H);
-    matrix->pack(packed1, H, H_ + H_ + H_ + H_, 0, H_, H, H, matrix3, 1, H);
-    matrix->pack(packed1, H, H_ + H_ + H_ + H_, 0, H_ + H_, H, H, matrix5, 1, H);
-    matrix->pack(packed1, H, H_ + H_ + H_ + H_, 0, H_ + H_ + H_, H, H, matrix7, 1, H);
+    real *const packed0 = part(&room, X * padded(4 * H));
+    matrix->pack(packed0, 4, (const long[]){H, H, H, H}, X, (const real *const[]){matrix0, matrix2, matrix4, matrix6}, 1);
+    real *const packed1 = part(&room, H * padded(4 * H));
+    matrix->pack(packed1, 4, (const long[]){H, H, H, H}, H, (const real *const[]){matrix1, matrix3, matrix5, matrix7}, 1);
     set_rows(history0, H_, first0, B, H);
     set_rows(history1, H_, first1, B, H);
     real *const table = tokens ? part(&room, entries * row) : tape;
@@ -132,10 +126,10 @@ GLUE void forward_b438c63997337f4d(const Matrix *matrix, const long *size, void 
         if (!tokens || from == 0) {
             const long first = tokens ? 0 : at_from, m = tokens ? entries : rows;
             /* sums = [W_o, W_f, W_i, W_g] @ x */
-            matrix->product(m, H_ + H_ + H_ + H_, X, X, X, x0 + first * X, X, packed0, table + column0, row, 0);
+            matrix->product(m, 4 * H, X, x0 + first * X, X, packed0, table + column0, row, 0);
         }
         if (tokens) for (long b = 0; b < rows; b++) {
-            memcpy(tape + b * row + column0, table + tokens[at_from + b] * row + column0, (H_ + H_ + H_ + H_) * sizeof(real));
+            memcpy(tape + b * row + column0, table + tokens[at_from + b] * row + column0, 4 * H * sizeof(real));
         }
         for (long t = from; t < to; t++) {
             const long at_t = (starts ? starts[t] : (t) * B), n = (starts ? starts[t + 1] : (t + 1) * B) - at_t;
@@ -145,8 +139,8 @@ GLUE void forward_b438c63997337f4d(const Matrix *matrix, const long *size, void 
             const real *const before1 = history1 + H_ * (recording ? (t ? B + (starts ? starts[t - 1] : (t - 1) * B) : 0) : B * (t & 1));
             real *const after1 = history1 + H_ * (recording ? B + at_t : B * (~t & 1));
             /* sums += [U_o, U_f, U_i, U_g] @ h */
-            matrix->product(n, H_ + H_ + H_ + H_, H, H, H, before0, H_, packed1, tape_t + column0, row, 1);
-            loop0_b438c63997337f4d(n, at_t, row, H, tape_t, y, column0, column1, column2, column3, column4, after0, before1, after1, s0, s1, s2, s3);
+            matrix->product(n, 4 * H, H, before0, H_, packed1, tape_t + column0, row, 1);
+            loop0_8d36637a88c81c64(n, at_t, row, H, tape_t, y, column0, column1, column2, column3, column4, after0, before1, after1, s0, s1, s2, s3);
             const long going = t + 1 < T ? (starts ? starts[t + 2] : (t + 2) * B) - at_t - n : 0;
             copy_rows(last0 + going * H, H, after0 + going * H_, H_, n - going, H);
             copy_rows(last1 + going * H, H, after1 + going * H_, H_, n - going, H);
@@ -154,7 +148,7 @@ GLUE void forward_b438c63997337f4d(const Matrix *matrix, const long *size, void 
     }
 }
 
-GLUE void backward_b438c63997337f4d(const Matrix *matrix, const long *size, void *const *at)
+GLUE void backward_8d36637a88c81c64(const Matrix *matrix, const long *size, void *const *at)
 {
     const long T = size[0];
     const long B = size[1];
@@ -209,10 +203,10 @@ GLUE void backward_b438c63997337f4d(const Matrix *matrix, const long *size, void
     real *const dstatic2 = at[40];
     real *const dstatic3 = at[41];
     const long column0 = 0;  /* [W_o @ x + U_o @ h], then o */
-    const long column1 = column0 + H_;  /* [W_f @ x + U_f @ h], then f */
-    const long column2 = column1 + H_;  /* [W_i @ x + U_i @ h], then i */
-    const long column3 = column2 + H_;  /* [W_g @ x + U_g @ h], then g */
-    const long column4 = column3 + H_;  /* tanh(c') */
+    const long column1 = column0 + H;  /* [W_f @ x + U_f @ h], then f */
+    const long column2 = column1 + H;  /* [W_i @ x + U_i @ h], then i */
+    const long column3 = column2 + H;  /* [W_g @ x + U_g @ h], then g */
+    const long column4 = column3 + H;  /* tanh(c') */
     const real *const s0 = whole(static0, H, &room);
     const real *const s1 = whole(static1, H, &room);
     const real *const s2 = whole(static2, H, &room);
@@ -220,10 +214,7 @@ GLUE void backward_b438c63997337f4d(const Matrix *matrix, const long *size, void
     real *d_after0 = part(&room, B * H_), *d_before0 = part(&room, B * H_);
     real *d_after1 = part(&room, B * H_), *d_before1 = part(&room, B * H_);
     real *const packed0 = part(&room, 4 * H * H_);
-    matrix->pack(packed0, 4 * H, H_, 0 * H, 0, H, H, matrix1, H, 1);
-    matrix->pack(packed0, 4 * H, H_, 1 * H, 0, H, H, matrix3, H, 1);
-    matrix->pack(packed0, 4 * H, H_, 2 * H, 0, H, H, matrix5, H, 1);
-    matrix->pack(packed0, 4 * H, H_, 3 * H, 0, H, H, matrix7, H, 1);
+    matrix->pack(packed0, 4, (const long[]){H, H, H, H}, H, (const real *const[]){matrix1, matrix3, matrix5, matrix7}, 0);
     for (long t = T - 1; t >= 0; t--) {
         const long at_t = (starts ? starts[t] : (t) * B), n = (starts ? starts[t + 1] : (t + 1) * B) - at_t;
         real *const tape_t = tape + at_t * row;
@@ -234,9 +225,9 @@ GLUE void backward_b438c63997337f4d(const Matrix *matrix, const long *size, void
         const long going = t + 1 < T ? (starts ? starts[t + 2] : (t + 2) * B) - at_t - n : 0;
         set_rows(d_after0 + going * H_, H_, dlast0 ? dlast0 + going * H : NULL, n - going, H);
         set_rows(d_after1 + going * H_, H_, dlast1 ? dlast1 + going * H : NULL, n - going, H);
-        loop1_b438c63997337f4d(n, at_t, row, H, tape_t, dy, column0, column1, column2, column3, column4, d_after0, before1, d_before1, d_after1);
+        loop1_8d36637a88c81c64(n, at_t, row, H, tape_t, dy, column0, column1, column2, column3, column4, d_after0, before1, d_before1, d_after1);
         if (t || dfirst0) {
-            matrix->product(n, H, 4 * H, H, H_, tape_t + column0, row, packed0, d_before0, H_, 0);
+            matrix->product(n, H, 4 * H, tape_t + column0, row, packed0, d_before0, H_, 0);
         }
         real *const swap0 = d_after0;
         d_after0 = d_before0;
@@ -255,19 +246,13 @@ GLUE void backward_b438c63997337f4d(const Matrix *matrix, const long *size, void
     if (tokens) {
         memset(table, 0, entries * row * sizeof(real));
         for (long r = 0; r < rows; r++) {
-            add_row(table + tokens[r] * row + column0, tape + r * row + column0, H_);
-            add_row(table + tokens[r] * row + column1, tape + r * row + column1, H_);
-            add_row(table + tokens[r] * row + column2, tape + r * row + column2, H_);
-            add_row(table + tokens[r] * row + column3, tape + r * row + column3, H_);
+            add_row(table + tokens[r] * row + column0, tape + r * row + column0, 4 * H);
         }
     }
     if (dx0) {
         real *const packed_x0 = part(&room, 4 * H * X_);
-        matrix->pack(packed_x0, 4 * H, X_, 0 * H, 0, H, X, matrix0, X, 1);
-        matrix->pack(packed_x0, 4 * H, X_, 1 * H, 0, H, X, matrix2, X, 1);
-        matrix->pack(packed_x0, 4 * H, X_, 2 * H, 0, H, X, matrix4, X, 1);
-        matrix->pack(packed_x0, 4 * H, X_, 3 * H, 0, H, X, matrix6, X, 1);
-        matrix->product(m, X, 4 * H, H, H_, table + column0, row, packed_x0, dx0, X, 0);
+        matrix->pack(packed_x0, 4, (const long[]){H, H, H, H}, X, (const real *const[]){matrix0, matrix2, matrix4, matrix6}, 0);
+        matrix->product(m, X, 4 * H, table + column0, row, packed_x0, dx0, X, 0);
     }
     {
         const real *a[] = {table + column0, table + column1, table + column2, table + column3};
