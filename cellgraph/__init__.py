@@ -21,14 +21,22 @@ from cellgraph.interchange import from_networkx, to_networkx
 from cellgraph.loading import load
 from cellgraph.mutate import crossover, mutate, viable
 from cellgraph.notation import parse
+from cellgraph.simplify import simplify
 from cellgraph.sizes import count_parameters, flops_per_step, hidden_size_for
 from cellgraph.widths import build
 
 if TYPE_CHECKING:
     from cellgraph.exporters import export
+    from cellgraph.fingerprints import fingerprint, same_function
     from cellgraph.layer import CellLayer, compile
 
-_LAZY = {"CellLayer": "layer", "compile": "layer", "export": "exporters"}
+_LAZY = {
+    "CellLayer": "layer",
+    "compile": "layer",
+    "export": "exporters",
+    "fingerprint": "fingerprints",
+    "same_function": "fingerprints",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -50,12 +58,15 @@ __all__ = [
     "count_parameters",
     "crossover",
     "export",
+    "fingerprint",
     "flops_per_step",
     "from_networkx",
     "hidden_size_for",
     "load",
     "mutate",
     "parse",
+    "same_function",
+    "simplify",
     "to_networkx",
     "viable",
     "zoo",

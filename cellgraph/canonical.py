@@ -1,40 +1,46 @@
-"""The canonical key: one digest for one cell, whatever its names, the order of its lines, or dead
-code in it.
+"""The canonical key: one digest for one cell, whatever its names, the order of its lines and its
+states, the way in which the rules of `rules.py` would write it, or dead code in it.
 
-The key is the SHA-256 of a canonical text with ordered ports. Because the text determines the cell
-up to renaming, two different cells never share a key (short of a collision of SHA-256). The
-opposite error can happen: arguments of a commutative op are ordered by colour refinement, and where
-refinement cannot tell two arguments apart that are nevertheless not interchangeable, one cell can
-get two keys. Such a cell is merely evaluated twice. Parameters are nominal: they lose their names,
-but two of them are never merged because they look alike.
+The key is the SHA-256 of a canonical text of the normal form (`normal.py`). Because the text
+determines the normal form up to renaming, two different cells never share a key (short of a
+collision of SHA-256). The opposite error can happen: arguments of a commutative op are ordered by
+colour refinement, and where refinement cannot tell two arguments apart that are nevertheless not
+interchangeable, one cell can get two keys. So can two forms of one function that no rule connects.
+Such a cell is merely evaluated twice, unless its fingerprint is known (`fingerprints.py`).
+Parameters are nominal: they lose their names, but two of them are never merged because they look
+alike.
+
+Widths are those of the whole cell, dead states included: where one decides on the width of what
+lives (by adding x to itself, say), the live part would be another function on its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from cellgraph.graph import (
-    CONST,
-    PARAM,
-    STATE,
-    CellGraph,
-    Node,
-    format_number,
-    rebuilt,
-    substitute,
-    topological,
-)
-from cellgraph.ops import OPS
+from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number, topological
+from cellgraph.normal import COMMUTES, FACTOR, MASK, Form, code, form_of, mix
+from cellgraph.rewrites import Value
+
+_STATE, _OUTPUT = code("state"), code("output")
 
 
-def live_states(cell: CellGraph) -> frozenset[str]:
-    """The states that reach the output, directly or through the next values of others. For
-    membership only."""
-    nexts = {s.name: s.next for s in cell.states}
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """The text, and the names of parameters and states in the order in which it numbers them."""
+
+    text: str
+    params: tuple[str, ...]
+    states: tuple[str, ...]
+
+
+def live_states(nexts: Mapping[str, Node], output: Node) -> frozenset[str]:
+    """The states that reach the output as it is written, directly or through the next values of
+    others. For membership only."""
     live: dict[str, None] = {}
-    pending = list(cell.outputs)
+    pending = [output]
     while pending:
         for node in topological([pending.pop()]):
             if node.op == STATE and str(node.attr) not in live:
@@ -43,150 +49,131 @@ def live_states(cell: CellGraph) -> frozenset[str]:
     return frozenset(live)
 
 
-def dead_states_removed(cell: CellGraph) -> CellGraph:
-    """Only states that reach the output remain. Dead nodes need no pass: what no root reaches is
-    not in a graph.
-
-    Shapes stay: where a dead state decides on the width of what lives (by adding x to itself, say),
-    the live part would be another function under the widths that it would have on its own.
-    """
-    live = live_states(cell)
-    states = tuple(state for state in cell.states if state.name in live)
-    if states == cell.states:
-        return cell
-    alive = frozenset(topological([*(state.next for state in states), *cell.outputs]))
-    return replace(
-        cell,
-        states=states,
-        params=tuple(p for p in cell.params if Node(PARAM, (), p.name) in alive),
-        names=tuple((name, node) for name, node in cell.names if node in alive),
-    )
-
-
-def duplicates_merged(cell: CellGraph) -> CellGraph:
-    """No value is computed twice: arguments of commutative ops stand in the order in which the walk
-    first met them, so that `x * h` and `h * x` are one node."""
-    met: dict[Node, int] = {}
-
-    def put(node: Node, args: tuple[Node, ...]) -> Node:
-        if node.op in OPS and OPS[node.op].commutes:
-            args = tuple(sorted(args, key=met.__getitem__))
-        made = rebuilt(node, args)
-        met.setdefault(made, len(met))
-        return made
-
-    image = substitute(cell.roots, put)
-    return replace(
-        cell,
-        states=tuple(replace(state, next=image[state.next]) for state in cell.states),
-        outputs=tuple(image[output] for output in cell.outputs),
-        names=(),
-    )
-
-
-#: In order; each is named by what holds after it.
-PASSES: tuple[Callable[[CellGraph], CellGraph], ...] = (dead_states_removed, duplicates_merged)
-
-
-def canonical(cell: CellGraph) -> CellGraph:
-    """The cell after every pass: the same outputs for the same parameters and live states."""
-    for rewrite in PASSES:
-        cell = rewrite(cell)
-    return cell
-
-
 def key(cell: CellGraph) -> str:
-    """64 hexadecimal digits; equal for cells that differ in names, dead code or order of
-    commutative arguments."""
-    return hashlib.sha256(canonical_text(canonical(cell)).encode()).hexdigest()
+    """64 hexadecimal digits; equal for cells that differ in names, order, dead code or by rules."""
+    return key_of(cell, *form_of(cell))
+
+
+def key_of(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> str:
+    """The key of a cell whose normal form is known."""
+    return hashlib.sha256(canonical(cell, form, image).text.encode()).hexdigest()
 
 
 def canonical_text(cell: CellGraph) -> str:
-    """One line a node, arguments as line numbers, leaves numbered in the order in which the walk
-    meets them."""
-    colour = _colours(cell)
-    states = {s.name: i for i, s in enumerate(cell.states)}
-    kinds = {p.name: p for p in cell.params}
-    widths = _widths(cell)
-    number: dict[Node, int] = {}
-    lines: list[str] = []
-    params = 0
-
-    def ordered(node: Node) -> list[Node]:
-        if node.op in OPS and OPS[node.op].commutes:
-            return sorted(node.args, key=lambda a: (colour[a], number.get(a, len(colour))))
-        return list(node.args)
-
-    for root in cell.roots:
-        stack: list[tuple[Node, bool]] = [(root, False)]
-        while stack:
-            node, done = stack.pop()
-            if node in number:
-                continue
-            if not done and node.args:
-                stack.append((node, True))
-                stack.extend((a, False) for a in reversed(ordered(node)))
-                continue
-            if node.op == PARAM:
-                param = kinds[str(node.attr)]
-                names = [w for w in (param.rows, param.cols) if w]
-                shape = " ".join(widths.setdefault(w, f"W{len(widths) - 2}") for w in names)
-                lines.append(f"param{params} {param.kind} {shape} {param.init}")
-                params += 1
-            elif node.op == STATE:
-                lines.append(f"state {states[str(node.attr)]}")
-            elif node.op == CONST:
-                lines.append(f"const {format_number(float(node.attr))}")  # type: ignore[arg-type]
-            else:
-                lines.append(" ".join([node.op, *(str(number[a]) for a in ordered(node))]))
-            number[node] = len(lines) - 1
-    declared = " ".join(widths[s.width] for s in cell.states)
-    roots = " ".join(str(number[r]) for r in cell.roots)
-    return "\n".join([f"states {declared}", *lines, f"roots {roots}"])
+    """One line a term, arguments as line numbers with their weights."""
+    return canonical(cell, *form_of(cell)).text
 
 
-def _widths(cell: CellGraph) -> dict[str, str]:
-    """Width names other than H and X are bound names: numbered by the states that declare them."""
+def canonical(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> Canonical:
+    """The canonical text: a walk from the output, then from the next values of states in the order
+    in which the walk meets them; parameters and named widths are numbered as they are met."""
+    nexts = {s.name: image[s.next] for s in cell.states}
+    width_of = {s.name: s.width for s in cell.states}
+    declared = {p.name: p for p in cell.params}
+    colour = _colours(cell, form, image)
+    op, attr = form.op, form.attr
     widths = {"H": "H", "X": "X"}
-    for state in cell.states:
-        widths.setdefault(state.width, f"W{len(widths) - 2}")
-    return widths
+    number: dict[int, int] = {}
+    lines: list[str] = []
+    params: list[str] = []
+    states: list[str] = []
+    roots = [image[cell.outputs[0]]]
+    entered: set[int] = set()
+    for _, root in roots:  # grows while it is walked
+        stack = [root]
+        while stack:
+            t = stack.pop()
+            below: Sequence[int] = form.args[t] if t >= 0 else ()
+            if below:
+                if t not in entered:
+                    entered.add(t)
+                    stack.append(~t)  # again, when its arguments have their numbers
+                    if len(below) > 1 and op[t] in COMMUTES:
+                        below = sorted(below, key=colour.__getitem__)
+                    stack.extend(reversed(below))
+                continue
+            t = ~t if t < 0 else t
+            if t in number:
+                continue
+            if op[t] == PARAM:
+                param = declared[str(attr[t])]
+                shape = " ".join(
+                    [
+                        widths.setdefault(w, f"W{len(widths) - 2}")
+                        for w in (param.rows, param.cols)
+                        if w
+                    ]
+                )
+                lines.append(f"param{len(params)} {param.kind} {shape} {param.init}")
+                params.append(param.name)
+            elif op[t] == STATE:
+                lines.append(f"state{len(states)}")
+                states.append(str(attr[t]))
+                roots.append(nexts[states[-1]])
+            elif op[t] == CONST:
+                lines.append(f"const {format_number(form.number(t))}")
+            else:
+                ports = [(number[a], w) for a, w in zip(form.args[t], form.weights[t], strict=True)]
+                if op[t] in COMMUTES:
+                    ports.sort()
+                lines.append(" ".join([op[t], *[f"{format_number(w)}*{n}" for n, w in ports]]))
+            number[t] = len(number)
+    sizes = " ".join(widths.setdefault(width_of[s], f"W{len(widths) - 2}") for s in states)
+    ends = " ".join(f"{format_number(k)}*{number[t]}" for k, t in roots)
+    return Canonical(
+        "\n".join([*lines, f"states {sizes}", f"roots {ends}"]), (*params,), (*states,)
+    )
 
 
-def _colours(cell: CellGraph) -> dict[Node, int]:
-    """Colour refinement with ordered ports, downwards and upwards, until the number of classes
-    stands still."""
-    nodes = topological(cell.roots)
-    kinds = {p.name: p for p in cell.params}
-    states = {s.name: i for i, s in enumerate(cell.states)}
-    widths = _widths(cell)
-    parents: dict[Node, list[tuple[Node, int]]] = {n: [] for n in nodes}
-    label: dict[Node, str] = {}
-    for node in nodes:
-        commutes = node.op in OPS and OPS[node.op].commutes
-        for port, arg in enumerate(node.args):
-            parents[arg].append((node, 0 if commutes else port))
-        attr = str(node.attr)
-        if node.op == PARAM:
-            param = kinds[attr]
-            # A width that only a dead state declared is no state's; the walk numbers it later.
-            shape = " ".join(widths.get(w, "?") for w in (param.rows, param.cols) if w)
-            attr = f"{param.kind} {shape} {param.init}"
-        elif node.op == STATE:
-            attr = str(states[attr])
-        roots = [i for i, root in enumerate(cell.roots) if root is node]
-        label[node] = f"{node.op} {attr} {roots}"
-    colour = _ranked({n: (label[n],) for n in nodes})
+def state_colours(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> dict[str, int]:
+    """A number without regard to names for every live state; equal where refinement sees no
+    difference."""
+    colour = _colours(cell, form, image)
+    return {str(form.attr[t]): c for t, c in colour.items() if form.op[t] == STATE}
+
+
+def _colours(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> dict[int, int]:
+    """Colour refinement with weighted ports over the live terms, until the number of classes stands
+    still. Every round carries what is known all the way down and all the way up."""
+    end = image[cell.outputs[0]]
+    nexts = {s.name: image[s.next] for s in cell.states}
+    alive = form.alive(end[1], nexts)
+    label = _labels(cell)
+    colour: dict[int, int] = {}
+    edges: dict[int, list[tuple[int, int]]] = {}
+    leaves: list[tuple[int, int, int]] = []  # states: the leaf, its next term and factor
+    for t in alive:
+        own, op = form.shape[t], form.op[t]
+        if form.args[t]:
+            ports = [code(w) for w in form.weights[t]]
+            if op not in COMMUTES:
+                ports = [mix(port, i) for i, port in enumerate(ports)]
+            edges[t] = list(zip(form.args[t], ports, strict=True))
+        elif op in (STATE, PARAM):
+            name = str(form.attr[t])
+            own = mix(own, label[name])
+            if op == STATE:
+                leaves.append((t, nexts[name][1], code(nexts[name][0])))
+        colour[t] = own
+    colour[end[1]] = mix(colour[end[1]], mix(_OUTPUT, code(end[0])))
     classes = len(set(colour.values()))
-    while classes < len(nodes):
-        signature: dict[Node, tuple[object, ...]] = {}
-        for node in nodes:
-            below = [colour[a] for a in node.args]
-            if node.op in OPS and OPS[node.op].commutes:
-                below.sort()
-            above = sorted((colour[p], port) for p, port in parents[node])
-            signature[node] = (colour[node], below, above)
-        colour = _ranked(signature)
+    while classes < len(alive):
+        # All at once: the next value of a state may be another state.
+        colour |= {t: mix(colour[t], mix(colour[n], factor)) for t, n, factor in leaves}
+        for t, ports_of in edges.items():  # arguments first
+            own = 0
+            for a, port in ports_of:  # `mix`, written out: most of the time goes here
+                part = ((colour[a] ^ port) * FACTOR + port) & MASK
+                own += part ^ (part >> 29)
+            colour[t] = mix(colour[t], own & MASK)
+        above = dict.fromkeys(alive, 0)
+        for t, following, factor in leaves:
+            above[following] += mix(mix(_STATE, colour[t]), factor)
+        for t in reversed(alive):
+            own = colour[t] = mix(colour[t], above[t] & MASK)
+            for a, port in edges.get(t, ()):
+                part = ((own ^ port) * FACTOR + port) & MASK
+                above[a] += part ^ (part >> 29)
         refined = len(set(colour.values()))
         if refined == classes:
             break
@@ -194,10 +181,12 @@ def _colours(cell: CellGraph) -> dict[Node, int]:
     return colour
 
 
-def _ranked(signature: dict[Node, tuple[object, ...]]) -> dict[Node, int]:
-    """Replace signatures by their rank, which depends on their values alone and never on a hash."""
-    ranks: dict[str, int] = {}
-    text = {node: repr(value) for node, value in signature.items()}
-    for value in sorted(set(text.values())):
-        ranks[value] = len(ranks)
-    return {node: ranks[value] for node, value in text.items()}
+def _labels(cell: CellGraph) -> dict[str, int]:
+    """What is known of states and parameters without their names. A width is a bound name as well:
+    only H, X and whether it is another one count."""
+    known = {"H": "H", "X": "X", None: ""}
+    label = {s.name: code(f"state {known.get(s.width, '?')}") for s in cell.states}
+    for p in cell.params:
+        shape = f"{known.get(p.rows, '?')} {known.get(p.cols, '?')}"
+        label[p.name] = code(f"{p.kind} {shape} {p.init}")
+    return label

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
@@ -29,6 +29,7 @@ _LEAVES = (INPUT, STATE, PARAM, CONST)
 #: Words of the notation that are no names, beside the functions of the op table.
 RESERVED = ("cell", "scalar", "init", "identity", "x")
 LONGEST_NAME = 100
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def is_name(text: object) -> bool:
@@ -36,7 +37,7 @@ def is_name(text: object) -> bool:
     return (
         isinstance(text, str)
         and len(text) <= LONGEST_NAME
-        and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text, re.ASCII) is not None
+        and _NAME.fullmatch(text) is not None
         and text not in RESERVED
         and text not in FUNCTIONS
     )
@@ -68,6 +69,11 @@ class Node:
     _lock = threading.Lock()
 
     def __new__(cls, op: str, args: tuple[Node, ...] = (), attr: str | float | None = None) -> Node:
+        # Most nodes exist already, and what is in the table has passed the checks below.
+        if attr is None or isinstance(attr, (str, float)):
+            found = cls._interned.get((op, args, attr))
+            if found is not None:
+                return found
         if op not in OPS and op not in _LEAVES and op != MATMUL:
             raise CellError(f"unknown op {op!r}, expected one of {', '.join(OPS)}")
         if op == CONST:
@@ -207,6 +213,12 @@ class CellGraph:
         `canonical.py`)."""
         return self._key
 
+    def renamed(self, name: str, key: str) -> CellGraph:
+        """The same cell, whose key is known, under another name."""
+        cell = replace(self, name=name)
+        cell.__dict__.update(nodes=self.nodes, _key=key)  # neither depends on the name
+        return cell
+
     def __str__(self) -> str:
         from cellgraph.printing import to_text
 
@@ -233,26 +245,31 @@ def topological(roots: Iterable[Node]) -> list[Node]:
     order: list[Node] = []
     seen: set[Node] = set()
     for root in roots:
-        stack: list[tuple[Node, bool]] = [(root, False)]
+        stack = [root]
         while stack:  # iterative: a hostile cell can be deeper than Python's stack
-            node, done = stack.pop()
-            if done:
-                order.append(node)
-            elif node not in seen:
-                seen.add(node)
-                stack.append((node, True))
-                stack.extend((arg, False) for arg in reversed(node.args) if arg not in seen)
+            node = stack[-1]
+            if node not in seen:
+                for arg in node.args:
+                    if arg not in seen:
+                        stack.append(arg)
+                        break
+                else:
+                    seen.add(node)
+                    order.append(node)
+                    stack.pop()
+            else:
+                stack.pop()
     return order
 
 
 def substitute(
-    roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node]
+    roots: Iterable[Node], image_of: Callable[[Node, tuple[Node, ...]], Node]
 ) -> dict[Node, Node]:
-    """Rebuild bottom-up. `replace(old, new_args)` gives the image of each node; the result maps old
-    to new."""
+    """Rebuild bottom-up. `image_of(old, new_args)` gives the image of each node; the result maps
+    old to new."""
     image: dict[Node, Node] = {}
     for node in topological(roots):
-        image[node] = replace(node, tuple(image[a] for a in node.args))
+        image[node] = image_of(node, tuple(image[a] for a in node.args))
     return image
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cellgraph import zoo
 from cellgraph.errors import CellError
@@ -60,14 +62,8 @@ def _from_run(run: Path, key: str) -> CellGraph:
     if not key or any(c not in "0123456789abcdef" for c in key):
         raise CellError(f"key {key!r}, expected the first hexadecimal digits of a cell's key")
     try:
-        with closing(
-            sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)
-        ) as database:
-            rows = database.execute(
-                "SELECT DISTINCT key, cell FROM candidates WHERE substr(key, 1, ?) = ? ORDER BY id",
-                (len(key), key),
-            ).fetchall()
-    except sqlite3.Error as error:
+        rows = _cells(ledger, key)
+    except (sqlite3.Error, OSError) as error:
         raise CellError(
             f"{ledger} cannot be read ({error}), expected the ledger of a run"
         ) from None
@@ -81,3 +77,23 @@ def _from_run(run: Path, key: str) -> CellGraph:
             f"{len(keys)} cells of {run} have keys beginning with {key}, expected more digits"
         )
     return parse(rows[0][1])
+
+
+def _cells(ledger: Path, key: str) -> list[tuple[str, str]]:
+    """Key and cell of the candidates whose keys begin so, in the order of their proposals."""
+    log, shared = (ledger.with_name(ledger.name + suffix) for suffix in ("-wal", "-shm"))
+    with ExitStack() as stack:
+        if log.exists() and not shared.exists():
+            # What a killed driver left, without the file that SQLite wants beside it and cannot
+            # make on a read-only file system.
+            folder = stack.enter_context(TemporaryDirectory(prefix="cellsearch-"))
+            copies = [shutil.copy(path, folder) for path in (ledger, log)]
+            ledger = Path(copies[0])
+        # Nobody has it open: SQLite need make no files beside it either.
+        still = "&immutable=1" if not log.exists() else ""
+        address = f"{ledger.absolute().as_uri()}?mode=ro{still}"
+        database = stack.enter_context(closing(sqlite3.connect(address, uri=True)))
+        return database.execute(
+            "SELECT DISTINCT key, cell FROM candidates WHERE substr(key, 1, ?) = ? ORDER BY id",
+            (len(key), key),
+        ).fetchall()

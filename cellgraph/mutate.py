@@ -17,28 +17,28 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from cellgraph.canonical import live_states
+from cellgraph.canonical import key_of, live_states
 from cellgraph.errors import CellError
 from cellgraph.graph import (
     CONST,
-    INPUT,
     MATMUL,
     PARAM,
     STATE,
     CellGraph,
     Init,
     Node,
-    depends_on,
     rebuilt,
     substitute,
     topological,
     use_counts,
 )
+from cellgraph.normal import ON_STATE, ON_X, Form, form_of
 from cellgraph.ops import OPS
-from cellgraph.widths import build, only_states
+from cellgraph.rewrites import Value
+from cellgraph.widths import build
 
 #: The paper's activations: functions of the op table, and Linear(a, ·) by its a.
 ACTIVATIONS: tuple[str | float, ...] = ("tanh", "sigmoid", "relu", 0.0, 1.0, 0.9, 1.1)
@@ -54,6 +54,7 @@ class _Draft:
     scalars: list[str]
     taken: set[str]  # membership only, never iterated
     image: dict[Node, Node] = field(default_factory=dict)  # node of the parent -> its present form
+    _nodes: list[Node] | None = None  # of the present roots
 
     @classmethod
     def of(cls, cell: CellGraph) -> _Draft:
@@ -76,15 +77,21 @@ class _Draft:
         return name
 
     def nodes(self) -> list[Node]:
-        return topological(self.roots)
+        """Arguments first; not to be changed."""
+        if self._nodes is None:
+            self._nodes = topological(self.roots)
+        return self._nodes
 
     def put(self, node: Node, replacement: Node) -> None:
         """Let every user of `node` use `replacement`, which must not depend on `node`."""
-        image = substitute(
-            self.roots, lambda old, args: replacement if old is node else rebuilt(old, args)
-        )
-        self.roots = [image[root] for root in self.roots]
-        self.image = {parent: image.get(now, now) for parent, now in self.image.items()}
+        changed = {node: replacement}
+        for old in self.nodes():
+            if old is not node and any(a in changed for a in old.args):
+                args = tuple([changed.get(a, a) for a in old.args])
+                changed[old] = Node(old.op, args, old.attr)
+        self.roots = [changed.get(root, root) for root in self.roots]
+        self._nodes = None
+        self.image = {parent: changed.get(now, now) for parent, now in self.image.items()}
 
     def linear(self, diagonal: float, operand: Node) -> Node:
         """A new matrix times the operand."""
@@ -109,7 +116,7 @@ def mutate(
     `edits=None`: p ~ U[0, 1] is drawn once and every node is transformed with probability p (the
     paper's main statement); `edits=(low, high)`: between low and high transformations at random
     nodes. The child is valid (`viable`), differs from its parent in its key, and has lost the
-    states that no longer reach its output.
+    states that no longer reach its output. It is not simplified: that is the caller's policy.
     """
     draft = _Draft.of(cell)
     if edits is None:
@@ -166,38 +173,48 @@ def crossover(mother: CellGraph, father: CellGraph, rng: random.Random) -> CellG
 
 
 def viable(cell: CellGraph) -> bool:
-    """Does the next value of every state depend on x and on the past?"""
-    roots = [s.next for s in cell.states]
-    on_x = depends_on(roots, lambda leaf: leaf.op == INPUT)
-    on_past = depends_on(roots, lambda leaf: leaf.op == STATE)
-    return all(on_x[root] and on_past[root] for root in roots)
+    """Does the next value of every state depend on x and on the past?
+
+    By the normal form: `h' = tanh(W @ x) + h - h` forgets the past. Asked of the states that
+    `simplify` keeps, of which there must be one.
+    """
+    return _viable(cell, *form_of(cell))
+
+
+def _viable(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> bool:
+    nexts = {s.name: image[s.next] for s in cell.states}
+    end = image[cell.outputs[0]]
+    live = {str(form.attr[t]) for t in form.alive(end[1], nexts) if form.op[t] == STATE}
+    both = ON_X | ON_STATE
+    reached = [form.reach[v[1]] & both for name, v in nexts.items() if name in live or v == end]
+    return bool(reached) and all(reach == both for reach in reached)
 
 
 def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGraph | None:
     """Freeze the draft; None when widths clash, a state is not viable, or the child is not new."""
     *nexts, output = draft.roots
     names = [(name, draft.image[node]) for name, node in parent.names if not name.endswith("'")]
-    alive = frozenset(draft.nodes())
-    used = frozenset(str(n.attr) for n in alive if n.op == PARAM)
+    states = [(s.name, s.width, node) for s, node in zip(parent.states, nexts, strict=True)]
+    live = live_states({name: node for name, _, node in states}, output)
+    kept = [state for state in states if state[0] in live or state[2] is output]
+    if not kept:
+        return None
     try:
         child = build(
             parent.name,
-            [(s.name, s.width, node) for s, node in zip(parent.states, nexts, strict=True)],
+            kept,
             output,
-            scalars=[name for name in draft.scalars if name in used],
-            inits={name: init for name, init in draft.inits.items() if name in used},
+            scalars=draft.scalars,
+            inits=draft.inits,
             names=[(name, node) for name, node in names if not node.is_leaf],
         )
-        live = live_states(child)
-        kept = [s.name for s in child.states if s.name in live or s.next is child.outputs[0]]
-        if not kept:
-            return None
-        child = only_states(child, kept)
     except CellError:
         return None  # widths that cannot agree: this draw gives no valid cell
-    if not viable(child) or child.key() in known:
+    form, image = form_of(child)
+    if not _viable(child, form, image):
         return None
-    return replace(child, name=f"cell_{child.key()[:8]}")
+    key = key_of(child, form, image)
+    return None if key in known else child.renamed(f"cell_{key[:8]}", key)
 
 
 # -- the six transformations -----------------------------------------------------------------------
@@ -260,34 +277,33 @@ def _insert_activation(draft: _Draft, node: Node) -> _Draw | None:
 
 def _delete(draft: _Draft, node: Node) -> _Draw | None:
     """4. The node's only argument in its place, when it has one argument and one user."""
+    if not _is_activation(node):
+        return None
     # The output of the layer is the next value of a state, seen from outside: no second user.
     *nexts, output = draft.roots
-    uses = use_counts(nexts if output in nexts else draft.roots)
-    if not _is_activation(node) or uses[node] != 1:
+    if use_counts(nexts if output in nexts else draft.roots)[node] != 1:
         return None
     return lambda rng: node.args[-1]
 
 
 def _ascend(draft: _Draft, node: Node) -> _Draw | None:
     """5. One of the node's own ancestors in its place, which shrinks the graph."""
-    above = _ancestors(node)
-    return (lambda rng: rng.choice(above)) if above else None
+    return (lambda rng: rng.choice(_ancestors(node))) if _has_ancestors(node) else None
 
 
 def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
     """6. The sum, product or difference of an ancestor of this node and an ancestor of any node
     A."""
-    above = _ancestors(node)
-    if not above:
+    if not _has_ancestors(node):
         return None
-    nodes = draft.nodes()
-    through = _depends_on_node(nodes, node)
-    fed = [n for n in nodes if any(a.op not in (PARAM, CONST) for a in n.args)]
 
     def draw(rng: random.Random) -> Node:
+        nodes = draft.nodes()
+        through = _depends_on_node(nodes, node)
+        fed = [n for n in nodes if _has_ancestors(n)]
         # An ancestor of A that depends on the node itself would close a cycle.
         elsewhere = [n for n in _ancestors(rng.choice(fed)) if not through[n]]
-        return Node(rng.choice(ELEMENTWISE), (rng.choice(above), rng.choice(elsewhere)))
+        return Node(rng.choice(ELEMENTWISE), (rng.choice(_ancestors(node)), rng.choice(elsewhere)))
 
     return draw
 
@@ -295,6 +311,10 @@ def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
 def _ancestors(node: Node) -> list[Node]:
     """Everything that feeds into the node, but for parameters and numbers, in a fixed order."""
     return [n for n in topological(node.args) if n.op not in (PARAM, CONST)]
+
+
+def _has_ancestors(node: Node) -> bool:
+    return any(a.op not in (PARAM, CONST) for a in node.args)
 
 
 def _depends_on_node(nodes: list[Node], target: Node) -> dict[Node, bool]:

@@ -1,0 +1,194 @@
+"""From the normal form back to a cell: `simplify` keeps the nodes of a cell that no rule makes
+better, and writes the others anew.
+"""
+
+from __future__ import annotations
+
+from cellgraph.canonical import state_colours
+from cellgraph.graph import CONST, MATMUL, STATE, CellGraph, Node, State, rebuilt
+from cellgraph.normal import SIGNS, Form
+from cellgraph.ops import INFIX
+from cellgraph.rewrites import FILL, ONE, PRODUCT, SUM, Value
+from cellgraph.widths import build
+
+_ADD, _SUBTRACT, _NEGATE = (INFIX[s].name for s in (("+", 2), ("-", 2), ("-", 1)))
+_MULTIPLY, _DIVIDE = (INFIX[s].name for s in (("*", 2), ("/", 2)))
+
+
+def simplify(cell: CellGraph) -> CellGraph:
+    """The cell by the rules of `rules.py`, without dead states: the same outputs from zero states.
+
+    Names of equations and parameters that remain are kept, and so is the way in which things are
+    written, unless a rule knows a better one. The state that is emitted stands first, the others in
+    an order that does not depend on names; a state that nothing reads remains only if no other is
+    emitted. Idempotent, and a cell that is simple already is returned itself.
+
+    The key stays, with one exception: a cell that no longer uses x outside a matrix takes x at any
+    width (`raw_x` becomes None), so it is another cell. Where a removed part decided on any other
+    width, or the simple form would be the longer one, the cell is left as it is.
+
+    Raises `CellError` where the output or the next value of a state comes to a number, which no
+    cell can say (`h' = x - x`); `viable` is false for such a cell.
+    """
+    writer = _Writer(cell)
+    states, output = writer.states()
+    roots = [writer.built[writer.image[s.next]] for s in states]
+    if tuple(states) == cell.states and (*roots, output) == cell.roots:
+        return cell
+    made = build(
+        cell.name,
+        [(s.name, s.width, root) for s, root in zip(states, roots, strict=True)],
+        output,
+        scalars=writer.form.scalars,
+        inits={p.name: p.init for p in cell.params if p.init is not None},
+        names=writer.names(output),
+        doc=cell.doc,
+    )
+    return made if _as_wide(made, cell) and _ops(made) <= _ops(cell) else cell
+
+
+def _ops(cell: CellGraph) -> int:
+    return sum(not node.is_leaf for node in cell.nodes)
+
+
+def _as_wide(made: CellGraph, cell: CellGraph) -> bool:
+    """Do all parameters keep their widths, where x is as wide as `cell` wants it?"""
+    before = {p.name: (p.rows, p.cols) for p in cell.params}
+    x = cell.raw_x or "X"
+    return made.raw_x in (None, cell.raw_x) and all(
+        before[p.name] == tuple(x if w == "X" else w for w in (p.rows, p.cols)) for p in made.params
+    )
+
+
+class _Writer:
+    """Nodes for the values of a cell."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.cell = cell
+        self.form = Form.of(cell)
+        self.image: dict[Node, Value] = {}
+        self.built: dict[Value, Node] = {}
+        for node in cell.nodes:
+            before = self.form.rewritten
+            value = self.image[node] = self.form.read(node, self.image)
+            if value not in self.built:
+                if self.form.rewritten == before:
+                    self.built[value] = self._kept(node)
+                else:
+                    self._write(value)
+
+    def states(self) -> tuple[list[State], Node]:
+        """The states that remain, in order, and the node of the output."""
+        cell, form = self.cell, self.form
+        nexts = {s.name: self.image[s.next] for s in cell.states}
+        end = self.image[cell.outputs[0]]
+        live = frozenset(
+            str(form.attr[t]) for t in form.alive(end[1], nexts) if form.op[t] == STATE
+        )
+        emitted = [s for s in cell.states if nexts[s.name] == end]
+        if not any(s.name in live for s in emitted):
+            live |= {(emitted or cell.states)[0].name}
+        kept = [s for s in cell.states if s.name in live]
+        first = next((s for s in kept if nexts[s.name] == end), kept[0])
+        if len(kept) > 2:
+            colour = state_colours(cell, form, self.image)
+            kept.sort(key=lambda s: colour.get(s.name, 0))
+        kept.sort(key=lambda s: s is not first)
+        return kept, self.built[end]
+
+    def names(self, output: Node) -> list[tuple[str, Node]]:
+        pairs = [(name, self.built[self.image[node]]) for name, node in self.cell.names]
+        return [(name, node) for name, node in pairs if not node.is_leaf or node is output]
+
+    # -- nodes as they are written
+
+    def _kept(self, node: Node) -> Node:
+        """The node over what its arguments have become."""
+        if SIGNS.get(node.op):
+            return self._signed(node)
+        if node.op == MATMUL and self.form.op[self.form.args[self.image[node][1]][1]] == FILL:
+            return node  # its operand has come to a number, which cannot stand right of @
+        return rebuilt(node, tuple([self.built[self.image[a]] for a in node.args]))
+
+    def _signed(self, node: Node) -> Node:
+        """A sum of one or two without a negation among its arguments: `a - b` for `a + -b`."""
+        signs: tuple[int, ...] = ()
+        args: tuple[Node, ...] = ()
+        for sign, arg in zip(SIGNS[node.op] or (), node.args, strict=True):
+            now = self.built[self.image[arg]]
+            signs += (-sign if now.op == _NEGATE else sign,)
+            args += (now.args[0] if now.op == _NEGATE else now,)
+        if signs == SIGNS[node.op] and args[0].op != _SUBTRACT:
+            return rebuilt(node, args)
+        if len(args) == 1:
+            return args[0] if signs == (1,) else Node(_SUBTRACT, args[0].args[::-1])
+        if signs == (-1, -1):
+            k, t = self.image[node]
+            return Node(_NEGATE, (self.built.setdefault((-k, t), Node(_ADD, args)),))
+        if signs == (1, 1):
+            return Node(_ADD, args)
+        return Node(_SUBTRACT, args if signs == (1, -1) else args[::-1])
+
+    # -- nodes that no one has written
+
+    def _write(self, value: Value) -> None:
+        """A node for the value and for what it is made of; iterative, lest a hostile cell be deeper
+        than Python's stack."""
+        pending = [value]
+        while pending:
+            missing = [part for part in self._parts(pending[-1]) if part not in self.built]
+            if missing:
+                pending += reversed(missing)
+            else:
+                last = pending.pop()
+                if last not in self.built:
+                    self.built[last] = self._made(last)
+
+    def _turned(self, value: Value) -> bool:
+        """Is it the negative of a difference, so that the difference can be turned round?"""
+        k, t = value
+        return k == -1 and self.form.op[t] == SUM and min(self.form.weights[t]) < 0
+
+    def _parts(self, value: Value) -> list[Value]:
+        """The values whose nodes the node of this one needs."""
+        (k, t), form = value, self.form
+        if k != 1 and t != ONE and not self._turned(value):
+            return [(1.0, t)]
+        pairs = list(zip(form.weights[t], form.args[t], strict=True))
+        if form.op[t] == SUM:
+            return [(abs(w), a) for w, a in pairs]
+        return [(1.0, ONE), *((1.0, a) for _, a in pairs)] if form.op[t] == PRODUCT else pairs
+
+    def _made(self, value: Value) -> Node:
+        (k, t), form = value, self.form
+        op, attr = form.op[t], form.attr[t]
+        if t == ONE:
+            return Node(CONST, (), k)
+        if k != 1 and not self._turned(value):
+            inside = self.built[1.0, t]
+            if k == -1:
+                return Node(_NEGATE, (inside,))
+            return Node(_MULTIPLY, (Node(CONST, (), k), inside))
+        if op == SUM:
+            terms = [(k * w, a) for w, a in zip(form.weights[t], form.args[t], strict=True)]
+            lead = next(i for i, (w, _) in enumerate(terms) if w > 0)
+            terms.insert(0, terms.pop(lead))
+            return self._chain([(_ADD if w > 0 else _SUBTRACT, (abs(w), a)) for w, a in terms])
+        if op == PRODUCT:
+            over: list[Value] = []
+            under: list[Value] = []
+            for e, a in zip(form.weights[t], form.args[t], strict=True):
+                (over if e > 0 else under).extend([(1.0, a)] * abs(int(e)))
+            steps = [(_MULTIPLY, v) for v in over or [(1.0, ONE)]] + [(_DIVIDE, v) for v in under]
+            return self._chain(steps)
+        return Node(op, tuple([self.built[part] for part in self._parts(value)]), attr)
+
+    def _chain(self, steps: list[tuple[str, Value]]) -> Node:
+        """The values one after the other, each joined to those before it by its op."""
+        (_, value), *rest = steps
+        for op, following in rest:
+            pair = (value, following)
+            value = self.form.value(op, pair)
+            if value not in self.built:
+                self.built[value] = Node(op, tuple([self.built[v] for v in pair]))
+        return self.built[value]
