@@ -17,10 +17,15 @@ from evaluators.errors import DataError
 
 if TYPE_CHECKING:
     from evaluators import tasks
-    from evaluators.settings import Budget, Grid, Settings
+    from evaluators.budget import Budget, Rung
+    from evaluators.settings import Grid, Settings
     from evaluators.train import evaluate
 
-_LAZY = {"Budget": "settings", "Grid": "settings", "Settings": "settings", "evaluate": "train"}
+_LAZY = {
+    **dict.fromkeys(("Budget", "Rung"), "budget"),
+    **dict.fromkeys(("Grid", "Settings"), "settings"),
+    "evaluate": "train",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +36,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'evaluators' has no attribute {name!r}")
 
 
-__all__ = ["Budget", "DataError", "Grid", "Settings", "evaluate", "tasks"]
+__all__ = ["Budget", "DataError", "Grid", "Rung", "Settings", "evaluate", "tasks"]

@@ -1,6 +1,6 @@
 """Losses and metrics: what steps cost in nats, and a whole split in numbers.
 
-Nothing here trains (train.py); the customary units of a number belong to its task (task.py).
+Nothing here trains (training.py); the customary units of a number belong to its task (task.py).
 
 Letters for shapes: T time steps, B batch, V vocabulary, F frame width, N scored steps.
 """

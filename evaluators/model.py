@@ -1,8 +1,8 @@
 """The model a cell is trained in: embedding, recurrent layers, head, sized to a parameter budget.
 
-Everything about shapes and initial values; nothing about losses or training (train.py).
+Everything about shapes and initial values; nothing about losses or training (training.py).
 
-Letters for shapes, as in train.py: T time steps, B batch, V vocabulary, F frame width, H units.
+Letters for shapes, as in training.py: T time steps, B batch, V vocabulary, F frame width, H units.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evaluators.settings import Budget
+from evaluators.budget import Budget
 
 PATIENCE = 3  #: "halving": evaluations without gain before the first cut
 HALVINGS = 4  #: "halving": evaluations trained at a reduced rate before the end

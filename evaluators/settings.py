@@ -1,4 +1,4 @@
-"""Hyperparameter settings, the grids they are drawn from, and training budgets.
+"""Hyperparameter settings, and the grids they are drawn from.
 
 Plain frozen values, checked when they are made; every one is JSON-able. No torch here, no training
 (train.py), and no search policy: a grid can be indexed and sampled, but who samples what is decided
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
-from evaluators.errors import DataError, unknown
+from evaluators.checks import from_dict, one_of, real, whole
+from evaluators.errors import DataError
 
 OptimizerName = Literal["sgd", "adam"]
-ScheduleName = Literal["constant", "cosine", "halving", "music"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("scale", "lr", "clip", "dropout"):
             # A YAML 1 and a YAML 1.0 are one setting: they must have one id.
-            object.__setattr__(self, name, _real(name, getattr(self, name)))
+            object.__setattr__(self, name, real("setting", name, getattr(self, name)))
         for name in ("layers", "params"):
-            _whole(name, getattr(self, name))
+            whole("setting", name, getattr(self, name))
         for name in ("scale", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise DataError(
@@ -53,10 +53,7 @@ class Settings:
                 )
         if not self.dropout < 1 or self.dropout < 0:
             raise DataError(f"setting dropout is {self.dropout!r}; expected 0 <= dropout < 1")
-        if self.optimizer not in get_args(OptimizerName):
-            raise DataError(
-                f"setting optimizer is {self.optimizer!r}; expected {_either(OptimizerName)}"
-            )
+        one_of("setting", "optimizer", self.optimizer, OptimizerName)
 
     @property
     def id(self) -> str:
@@ -76,7 +73,7 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """The inverse of `to_dict`; unknown and missing keys raise `DataError`."""
-        return _from_dict(cls, "setting", values)
+        return from_dict(cls, "setting", values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,90 +154,6 @@ class Grid:
         taken = frozenset(exclude)
         free = [index for index in range(len(self)) if index not in taken]
         return rng.sample(free, min(count, len(free)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long one training may take, in steps (updates), so that no result depends on speed.
-
-    steps       most updates
-    eval_every  updates from one validation to the next; this is what a paper's "epoch" means here
-    schedule    how the learning rate falls, see schedule.py
-    target      stop early, with status ok, once the validation metric is this good
-    seconds     wall-clock guard for one setting; when it strikes the status is `timeout`
-    """
-
-    steps: int
-    eval_every: int
-    schedule: ScheduleName = "constant"
-    target: float | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "eval_every"):
-            _whole(name, getattr(self, name), kind="budget")
-        if self.schedule not in get_args(ScheduleName):
-            raise DataError(
-                f"budget schedule is {self.schedule!r}; expected {_either(ScheduleName)}"
-            )
-        for name in ("target", "seconds"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _real(name, getattr(self, name), kind="budget"))
-        if self.seconds is not None and self.seconds <= 0:
-            raise DataError(
-                f"budget seconds is {self.seconds!r}; expected a positive number or nothing"
-            )
-
-    @classmethod
-    def of(cls, value: Budget | int | Mapping[str, Any]) -> Budget:
-        """A budget as it is, a number of steps evaluated ten times, or a mapping of the fields."""
-        if isinstance(value, Budget):
-            return value
-        if isinstance(value, Mapping):
-            return cls.from_dict(value)
-        _whole("steps", value, kind="budget")
-        return cls(steps=value, eval_every=max(1, value // 10))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Budget:
-        """The inverse of `to_dict`; unknown and missing keys raise `DataError`."""
-        return _from_dict(cls, "budget", values)
-
-
-Checked = TypeVar("Checked", Settings, Budget)
-
-
-def _from_dict(cls: type[Checked], kind: str, values: Mapping[str, Any]) -> Checked:
-    known = {field.name: field for field in fields(cls)}
-    for name in values:
-        if name not in known:
-            raise unknown(f"key of a {kind}", name, known)
-    missing = [n for n, field in known.items() if field.default is MISSING and n not in values]
-    if missing:
-        raise DataError(f"{kind} without {', '.join(missing)}")
-    return cls(**values)
-
-
-def _real(name: str, value: Any, kind: str = "setting") -> float:
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{kind} {name} is {value!r:.40}; expected a finite number")
-    return number
-
-
-def _whole(name: str, value: Any, kind: str = "setting") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(f"{kind} {name} is {value!r}; expected a whole number from 1")
-
-
-def _either(choices: Any) -> str:
-    return " or ".join(repr(choice) for choice in get_args(choices))
 
 
 def _short(value: float) -> str:

@@ -89,23 +89,25 @@ class Arithmetic(GeneratedTask):
         left, right = self._operands(rng, count), self._operands(rng, count)
         minus = rng.random(count) < 0.5
         answer = np.where(minus, left - right, left + right)
-        operator = np.where(minus, MINUS, PLUS)[:, None]
-        ones = np.ones((count, 1), np.bool_)
+        operator = self.digits + 1  # the sign of the left operand, and its digits, stand before it
 
-        left_text, left_used = _written(left, self.digits)
-        right_text, right_used = _written(right, self.digits)
-        question = np.hstack([left_text, operator, right_text])
-        used = np.hstack([left_used, ones, right_used])
+        question = np.empty((count, 2 * self.digits + 3), np.int64)
+        used = np.ones(question.shape, np.bool_)
+        _write(left, question[:, :operator], used[:, :operator])
+        question[:, operator] = np.where(minus, MINUS, PLUS)
+        _write(right, question[:, operator + 1 :], used[:, operator + 1 :])
         if self.distractors:
             question, used = _distracted(rng, question, used)
-        question = np.hstack([question, np.full((count, 1), EQUALS)])
-        used = np.hstack([used, ones])
-        answer_text, answer_used = _written(answer, self.digits + 1)
-        text = np.hstack([question, answer_text, np.full((count, 1), STOP)])
-        filled = np.hstack([used, answer_used, ones])
-        scored = np.zeros_like(filled)
-        scored[:, question.shape[1] :] = True
-        return text[filled], scored[filled]
+
+        equals = question.shape[1]
+        text = np.empty((count, equals + self.digits + 4), np.int64)
+        filled = np.ones(text.shape, np.bool_)
+        text[:, :equals], filled[:, :equals] = question, used
+        text[:, equals] = EQUALS
+        _write(answer, text[:, equals + 1 : -1], filled[:, equals + 1 : -1])
+        text[:, -1] = STOP
+        places = filled.ravel().nonzero()[0]
+        return text.ravel()[places], places % text.shape[1] > equals
 
     def _operands(self, rng: np.random.Generator, count: int) -> Tokens:
         digits = rng.integers(1, self.digits + 1, size=count)
@@ -114,14 +116,16 @@ class Arithmetic(GeneratedTask):
         return np.where(rng.random(count) < 0.5, -value, value)
 
 
-def _written(value: Tokens, places: int) -> tuple[Tokens, np.ndarray]:
-    """Right-aligned behind a place for the sign: (N, 1 + places) symbols, and which are used."""
-    powers = 10 ** np.arange(places - 1, -1, -1)  # (places,)
+def _write(value: Tokens, symbols: Tokens, used: np.ndarray) -> None:
+    """Numbers into (N, 1 + places), right-aligned behind a place for the sign: the symbols, and
+    which of them are used."""
+    powers = 10 ** np.arange(symbols.shape[1] - 2, -1, -1)  # (places,)
     size = np.abs(value)[:, None]
-    symbols = np.hstack([np.full((len(value), 1), MINUS), ZERO + size // powers % 10])
-    used = np.hstack([value[:, None] < 0, size >= powers])
+    symbols[:, 0] = MINUS
+    np.add(size // powers % 10, ZERO, out=symbols[:, 1:])
+    np.less(value, 0, out=used[:, 0])
+    np.greater_equal(size, powers, out=used[:, 1:])
     used[:, -1] = True  # zero has one digit
-    return symbols, used
 
 
 def _distracted(
@@ -129,10 +133,10 @@ def _distracted(
 ) -> tuple[Tokens, np.ndarray]:
     """The same with places for letters after every used place."""
     count, places = text.shape
-    letters = rng.integers(LETTERS, size=(count, places, DISTRACTORS))
+    wide = np.empty((count, places, 1 + DISTRACTORS), np.int64)
+    wide[:, :, 0] = text
+    wide[:, :, 1:] = rng.integers(LETTERS, size=(count, places, DISTRACTORS))
     howmany = rng.integers(1, DISTRACTORS + 1, size=(count, places))
     howmany *= rng.random((count, places)) < 0.5
-    here = (np.arange(DISTRACTORS) < howmany[:, :, None]) & used[:, :, None]
-    text = np.concatenate([text[:, :, None], letters], axis=2)
-    used = np.concatenate([used[:, :, None], here], axis=2)
-    return text.reshape(count, -1), used.reshape(count, -1)
+    here = (np.arange(-1, DISTRACTORS) < howmany[:, :, None]) & used[:, :, None]
+    return wide.reshape(count, -1), here.reshape(count, -1)

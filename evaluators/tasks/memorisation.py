@@ -63,6 +63,7 @@ class Memorisation(Task):
         self.unroll = 2 * self.length
         self._mask = torch.zeros(self.unroll, 1)
         self._mask[self.length :] = 1.0
+        self._evaluation: dict[str, tuple[Batch, ...]] = {}
         self.input_width = self.output_width = self.symbols + 1
         super().__init__(
             symbols=self.symbols,
@@ -79,12 +80,15 @@ class Memorisation(Task):
         while True:
             yield self._batch(rng, self.batch_size)
 
-    def eval_batches(self, split: Split) -> Iterator[Batch]:
+    def eval_batches(self, split: Split) -> tuple[Batch, ...]:
         """valid_size (test_size) rows in batches of at most eval_batch_size."""
         split = held_out(self.name, split)
-        rng = generator(self.name, split, 0)
-        for start in range(0, self._sizes[split], self._eval_batch):
-            yield self._batch(rng, min(self._eval_batch, self._sizes[split] - start))
+        if split not in self._evaluation:
+            rng = generator(self.name, split, 0)
+            size, most = self._sizes[split], self._eval_batch
+            rows = [min(most, size - start) for start in range(0, size, most)]
+            self._evaluation[split] = tuple(self._batch(rng, count) for count in rows)
+        return self._evaluation[split]
 
     def _batch(self, rng: np.random.Generator, rows: int) -> Batch:
         symbols = rng.integers(self.symbols, size=(self.length, rows))  # (L, B)

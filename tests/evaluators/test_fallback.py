@@ -15,7 +15,7 @@ import pytest
 
 from cellgraph import backends
 from cellgraph.kernels import compiler, libraries, matrix
-from evaluators import Budget, Settings, evaluate, optimizer, train
+from evaluators import Budget, Settings, evaluate, optimizer, training
 from evaluators.train import prepare_process
 from tests.evaluators.small_tasks import Echo
 
@@ -174,7 +174,7 @@ def test_what_a_compiler_takes_is_not_on_the_clock(
     broken("vanished")
     monkeypatch.setattr(compiler, "load", load)
     clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
-    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(training, "time", clock)
     with pytest.warns(RuntimeWarning):
         (record,) = evaluate("lstm", Echo(), ADAM, replace(BUDGET, seconds=20.0), 1)
     assert now == 60.0

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluators import Budget, DataError, Grid, Settings
+from evaluators import Budget, DataError, Grid, Rung, Settings
 from evaluators.schedule import Schedule
 from evaluators.settings import JOZEFOWICZ, MODERN
 
@@ -160,6 +160,53 @@ def test_budgets() -> None:
     budget = Budget(steps=10, eval_every=5, schedule="cosine", target=0.95, seconds=60)
     assert Budget.of(budget) is budget
     assert Budget.of(json.loads(json.dumps(budget.to_dict()))) == budget
+
+
+def test_rungs_survive_json() -> None:
+    budget = Budget(steps=10, eval_every=2, rungs=(Rung(2), Rung(4, keep=3), Rung(8, 1, bar=1)))
+    written = budget.to_dict()
+    assert json.loads(json.dumps(written)) == written
+    assert Budget.of(written) == budget
+    assert budget.rungs[2].bar == 1.0
+    assert isinstance(budget.rungs[2].bar, float)
+    assert Budget.of(written | {"rungs": [{"steps": 6}]}).rungs == (Rung(6),)
+
+
+def test_budgets_from_before_there_were_rungs() -> None:
+    old = {"steps": 10, "eval_every": 5, "schedule": "cosine", "target": None, "seconds": 60.0}
+    assert Budget.of(old) == Budget(steps=10, eval_every=5, schedule="cosine", seconds=60)
+    assert Budget.of(old).rungs == ()
+
+
+@pytest.mark.parametrize(
+    ("rungs", "error"),
+    [
+        ([{"steps": 3}], "rung 1 steps is 3; expected a multiple of eval_every, 2, below .* 10"),
+        ([{"steps": 10}], "rung 1 steps is 10; expected .* below the budget's 10 steps"),
+        ([{"steps": 4}, {"steps": 4}], "rung 2 steps is 4; expected more than rung 1 has, 4"),
+        ([{"steps": 4}, {"steps": 2}], "rung 2 steps is 2; expected more than rung 1 has, 4"),
+        (
+            [{"steps": 2, "keep": 2}, {"steps": 4}, {"steps": 6, "keep": 3}],
+            "rung 3 keep is 3; expected at most the 2 of rung 1",
+        ),
+        ([{"steps": 2, "keep": 0}], "rung keep is 0; expected a whole number from 1"),
+        ([{"steps": 2, "keep": True}], "rung keep is True"),
+        ([{"steps": 2.0}], "rung steps is 2.0"),
+        ([{"steps": 0}], "rung steps is 0"),
+        ([{"steps": 2, "bar": "high"}], "rung bar is 'high'; expected a finite number"),
+        ([{"steps": 2, "bar": math.nan}], "rung bar is nan"),
+        ([{"keep": 2}], "rung without steps"),
+        ([{"steps": 2, "keeps": 2}], "keeps"),
+        ([2], "rung 1 is 2; expected steps, keep and bar"),
+        ({"steps": 2}, "budget rungs is .*; expected a list of rungs"),
+        ("2", "budget rungs is '2'"),
+        (None, "budget rungs is None"),
+    ],
+)
+def test_bad_rungs_are_named(rungs: object, error: str) -> None:
+    with pytest.raises(DataError, match=error) as caught:
+        Budget.of({"steps": 10, "eval_every": 2, "rungs": rungs})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
