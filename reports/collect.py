@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import pandas as pd
 
 from reports import frames
 from reports.history import History, Stage
-from reports.trainings import Training, best_trainings, trainings
+from reports.trainings import RUNG, SCREEN, Training, best_trainings, trainings
 from reports.wording import clean
 from search.errors import SearchError
-from search.journal import CandidateRow, EventRow, Journal, ResultRow, UnitRow
+from search.journal import CandidateRow, EventRow, Journal, PackedCurves, ResultRow, UnitRow
 
 _STATES = ("launched", "resumed", "finished", "interrupted")
 
@@ -45,12 +45,11 @@ class Run:
     baseline: str | None  # key
     candidates: tuple[CandidateRow, ...]
     units: tuple[UnitRow, ...]
-    results: Mapping[int, ResultRow]  # by unit
+    results: Mapping[int, ResultRow]  # by unit, without their records
     events: tuple[EventRow, ...]
     trainings: tuple[Training, ...]
     best: Mapping[tuple[str, str], Training]  # by key and stage
     history: History
-    records: pd.DataFrame
     cells: pd.DataFrame
     leaderboard: pd.DataFrame
     funnel: pd.DataFrame
@@ -75,6 +74,11 @@ class Run:
         return last if last in ("finished", "interrupted") else "unfinished"
 
     @cached_property
+    def records(self) -> pd.DataFrame:
+        """See above; made when it is asked for, no report needs it."""
+        return frames.records(self.trainings)
+
+    @cached_property
     def first(self) -> dict[str, CandidateRow]:
         """The candidate that brought each cell in, by key, in that order."""
         found: dict[str, CandidateRow] = {}
@@ -88,11 +92,15 @@ class Run:
 
         candidates  proposals beside the seeds; planned, started, and decided: out of the funnel
         trainings   settings; all those of a unit that was lost count, with steps unknown as 0
+        rejections  those that ended at the screen, untrained, and at a rung
+        draws       children that were drawn for the proposals; of those invalid (no valid cell),
+                    duplicates (known by key) and equal (known by their values)
         seconds     the sum over units of the wall time of their last attempt
         retries     attempts beyond the first
         fallbacks   units for which the compiler failed; torch did its work
         """
         statuses = Counter(training.status for training in self.trainings)
+        rejections = Counter(training.rejected for training in self.trainings)
         kinds = Counter(event.kind for event in self.events)
         return {
             "candidates_planned": int(self.config["search"]["candidates"]),
@@ -105,11 +113,17 @@ class Run:
             "steps": sum(training.steps for training in self.trainings),
             "seconds": float(sum(result.seconds for result in self.results.values())),
             "statuses": {name: statuses[name] for name in sorted(statuses)},
+            "rejections": {name: rejections[name] for name in (SCREEN, RUNG)},
+            **self._draws(),
             "retries": sum(result.attempts - 1 for result in self.results.values()),
             "fallbacks": len({training.unit for training in self.trainings if training.fallback}),
             "workers_lost": kinds["worker_lost"],
             "resumed": kinds["resumed"],
         }
+
+    def _draws(self) -> dict[str, int]:
+        names = ("draws", "invalid", "duplicates", "equal")
+        return {n: sum(int(row.detail.get(n, 0)) for row in self.candidates) for n in names}
 
     @cached_property
     def fallbacks(self) -> dict[str, int]:
@@ -181,25 +195,32 @@ def _read(directory: Path) -> Run:
     with Journal.read(directory) as journal:
         meta = dict(journal.meta)
         candidates, units = tuple(journal.candidates()), tuple(journal.units())
-        results = {row.unit: row for row in journal.results()}
         events = tuple(journal.events())
-    try:
-        config, environment = json.loads(meta["config"]), json.loads(meta["environment"])
-        stages = tuple(_stage(about) for about in json.loads(meta["stages"]))
-        texts = json.loads(meta["seeds"])
-        baseline_text = texts[config["search"]["seeds"].index(config["search"]["baseline"])]
-        pool_size, created = int(config["search"]["pool"]), meta["created"]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise SearchError(
-            f"{directory}: its journal does not describe a run ({type(error).__name__}: {error}), "
-            "expected one that cellsearch launched"
-        ) from None
-    _check(directory, stages, candidates, units)
+        try:
+            config, environment = json.loads(meta["config"]), json.loads(meta["environment"])
+            stages = tuple(_stage(about) for about in json.loads(meta["stages"]))
+            texts = json.loads(meta["seeds"])
+            baseline_text = texts[config["search"]["seeds"].index(config["search"]["baseline"])]
+            pool_size, created = int(config["search"]["pool"]), meta["created"]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise SearchError(
+                f"{directory}: its journal does not describe a run "
+                f"({type(error).__name__}: {error}), expected one that cellsearch launched"
+            ) from None
+        _check(directory, stages, candidates, units)
+        keys = {row.id: row.key for row in candidates}
+        by_id = {row.id: row for row in units}
+        results: dict[int, ResultRow] = {}
+
+        def pairs() -> Iterator[tuple[ResultRow, PackedCurves]]:
+            for row, curves in journal.packed():
+                results[row.unit] = replace(row, records=())  # what they say, a Training says
+                yield row, curves
+
+        trained = tuple(trainings(directory, by_id, pairs(), keys, stages))
     # A seed is a candidate from the moment at which its first unit of work is handed out.
     started = {row.cell: row.key for row in candidates if row.origin == "seed"}
     seeds = tuple(started[text] for text in texts if text in started)
-    keys = {row.id: row.key for row in candidates}
-    trained = tuple(trainings(directory, units, results, keys, stages))
     values: dict[int, list[float | None]] = {unit: [] for unit in results}
     for training in trained:
         values[training.unit].append(training.metric)
@@ -222,10 +243,9 @@ def _read(directory: Path) -> Run:
         trainings=trained,
         best=best,
         history=history,
-        records=frames.records(trained),
         cells=cells,
         leaderboard=frames.leaderboard(cells),
-        funnel=frames.funnel(stages, units, history),
+        funnel=frames.funnel(stages, units, trained, history),
     )
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
 from reports.history import History, Stage, ratio
-from reports.trainings import Training
+from reports.trainings import SCREEN, Training
 from search.journal import CandidateRow, ResultRow, UnitRow
 
 _NUMBERS = ("metric", "customary", "loss", "best_step", "seconds", "parameters", "hidden_size")
+_FIELDS = tuple(f.name for f in fields(Training) if f.name not in ("setting", "curves"))
 _RECORDS = (
     *("unit", "candidate", "key", "stage", "purpose", "index"),
-    *("status", "error", "fallback", "steps"),
+    *("status", "error", "fallback", "rejected", "steps"),
 )
 
 
@@ -26,9 +28,7 @@ def records(trainings: Sequence[Training]) -> pd.DataFrame:
     """The fields of `Training` but its curve, the setting spread out: lr, scale, clip, layers, …"""
     rows = []
     for training in trainings:
-        row = dict(vars(training))  # not dataclasses.asdict, which would copy every curve
-        del row["curve"]
-        rows.append({**row.pop("setting"), **row})
+        rows.append({**training.setting, **{name: getattr(training, name) for name in _FIELDS}})
     numbers = [*_NUMBERS, "flops"]
     frame = pd.DataFrame(rows, columns=None if rows else [*_RECORDS, *numbers])
     # A column that holds nothing but None would otherwise be a column of objects.
@@ -49,16 +49,17 @@ def cells(
 
     candidate   that brought it in; with its name, origin and parents (keys)
     proposals   how often it was proposed
-    outcome     seed, running, evaluated, or rejected at STAGE: of the last proposal
+    outcome     of the last proposal: seed, running, evaluated, or rejected at STAGE, where STAGE is
+                screen for those that were never trained
     furthest    the last stage that it entered
     pooled      whether it is in the pool now
     score       the minimum over tasks of the ratios; NaN without a result on every task
-    settings    trained on tasks (on the filter: tried.FILTER)
+    settings    trained on tasks (on the filter: tried.FILTER), without what a screen rejected
     seconds     of its units, wall time
     best.S, customary.S (of the same training), ratio.S (tasks only), tried.S for every stage S
     """
     keys = {row.id: row.key for row in candidates}
-    tried = Counter((training.key, training.stage) for training in trainings)
+    tried = Counter((t.key, t.stage) for t in trainings if t.trained)
     order = {stage.name: number for number, stage in enumerate(stages)}
     seconds = dict.fromkeys(keys.values(), 0.0)
     furthest = dict.fromkeys(keys.values(), 0)
@@ -68,7 +69,7 @@ def cells(
         if unit.id in results:
             seconds[key] += results[unit.id].seconds
     proposals = Counter(row.key for row in candidates)
-    outcomes = _outcomes(stages, candidates, history)
+    outcomes = _outcomes(candidates, fates(stages, candidates, trainings, history))
     rows: dict[str, dict[str, Any]] = {}
     for row in candidates:
         if row.key in rows:
@@ -122,23 +123,41 @@ def _per_stage(
     return columns, ratios
 
 
-def _outcomes(
-    stages: Sequence[Stage], candidates: Sequence[CandidateRow], history: History
-) -> dict[str, str]:
+def fates(
+    stages: Sequence[Stage],
+    candidates: Sequence[CandidateRow],
+    trainings: Sequence[Training],
+    history: History,
+) -> dict[int, str]:
+    """The outcome, as in `cells`, of every candidate by itself."""
     last = {decision.candidate: decision for decision in history.decisions}
-    outcomes: dict[str, str] = {}
+    screened = _screened(trainings)
+    found: dict[int, str] = {}
     for row in candidates:
         decision = last.get(row.id)
         if row.origin == "seed":
-            outcomes[row.key] = "seed"
-        elif outcomes.get(row.key) == "seed":
-            continue  # it fell out of the pool and was found again
+            found[row.id] = "seed"
         elif decision is None or (decision.passed and decision.stage != stages[-1].name):
-            outcomes[row.key] = "running"
+            found[row.id] = "running"
+        elif decision.passed:
+            found[row.id] = "evaluated"
         else:
-            passed = decision.passed
-            outcomes[row.key] = "evaluated" if passed else f"rejected at {decision.stage}"
+            found[row.id] = f"rejected at {SCREEN if row.id in screened else decision.stage}"
+    return found
+
+
+def _outcomes(candidates: Sequence[CandidateRow], fates: Mapping[int, str]) -> dict[str, str]:
+    """By key."""
+    outcomes: dict[str, str] = {}
+    for row in candidates:
+        if outcomes.get(row.key) != "seed":  # else it fell out of the pool and was found again
+            outcomes[row.key] = fates[row.id]
     return outcomes
+
+
+def _screened(trainings: Sequence[Training]) -> set[int]:
+    """The candidates that a screen rejected before they were trained."""
+    return {training.candidate for training in trainings if not training.trained}
 
 
 def leaderboard(cells: pd.DataFrame) -> pd.DataFrame:
@@ -149,10 +168,25 @@ def leaderboard(cells: pd.DataFrame) -> pd.DataFrame:
     return ranked
 
 
-def funnel(stages: Sequence[Stage], units: Sequence[UnitRow], history: History) -> pd.DataFrame:
-    """entered, finished and passed by stage; proposals, not cells: one made twice counts twice."""
+def funnel(
+    stages: Sequence[Stage],
+    units: Sequence[UnitRow],
+    trainings: Sequence[Training],
+    history: History,
+) -> pd.DataFrame:
+    """entered, finished and passed by stage; proposals, not cells: one made twice counts twice.
+
+    Where a screen has rejected some, it comes first, and the first stage has only those it let
+    through.
+    """
     entered = Counter(unit.stage for unit in units if unit.payload["purpose"] == "candidate")
     finished = Counter(decision.stage for decision in history.decisions)
     passed = Counter(decision.stage for decision in history.decisions if decision.passed)
     rows = [(s.name, entered[s.name], finished[s.name], passed[s.name]) for s in stages]
+    if screened := _screened(trainings):
+        first = stages[0].name
+        stopped = sum(d.stage == first and d.candidate in screened for d in history.decisions)
+        name, begun, done, through = rows[0]
+        rows[0] = (name, begun - stopped, done - stopped, through)
+        rows.insert(0, (SCREEN, begun, done, done - stopped))
     return pd.DataFrame(rows, columns=["stage", "entered", "finished", "passed"])

@@ -2,8 +2,9 @@
 
 A search consumes results in the order of their virtual ends (see `search.loop`), so all that it
 decided follows from the journal, without training and without torch. The rules are those of
-`search.algorithms.jozefowicz`, `search.pool` and `evaluators.fitness`, which cannot be imported
-here because they load torch; a test holds the two against each other.
+`search.algorithms.funnelled`, `search.pool` and `evaluators.fitness`, which cannot be imported
+here because they load torch; a test holds the two against each other. The pool is that of the best
+cells, whatever the algorithm takes its parents from.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Stage:
     threshold: float
     steps: int
     settings_in_grid: int
+    relative: bool = False  # a filter whose threshold is a share of the baseline's best
 
     @property
     def customary(self) -> str:
@@ -128,7 +130,9 @@ class History:
         return ratio(self._best.get((key, stage.name)), base, stage.maximise)
 
     def _decide(self, candidate: int, key: str, stage: Stage) -> None:
-        if stage.is_filter:
+        if stage.is_filter and stage.relative:
+            passed = (self._ratio(key, stage) or 0.0) >= stage.threshold
+        elif stage.is_filter:
             best = self._best.get((key, stage.name))
             passed = best is not None and best >= stage.threshold
         else:
@@ -147,6 +151,8 @@ class History:
 
     def _offer(self, key: str) -> None:
         """In the place of the worst if it scores better; of equals the older stays."""
+        if key in self.pool:
+            return
         if len(self.pool) < self.pool_size:
             self.pool.append(key)
             return

@@ -168,6 +168,16 @@ def status(run: Run, console: Console | None = None) -> None:
     ]
     if data["last_event"]:
         rows.insert(1, ("last event", f"{data['last_event']['kind']} {data['last_event']['at']}"))
+    if data["draws"]:
+        repeated = data["duplicates"] + data["equal"]
+        rows.append(
+            (
+                "drawn",
+                f"{data['draws']:,} children: {data['invalid']:,} invalid, {repeated:,} known "
+                f"({repeated / max(data['draws'] - data['invalid'], 1):.0%} of the valid ones; "
+                f"{data['equal']:,} by their values)",
+            )
+        )
     trouble = {"workers lost": "workers_lost", "units tried again": "retries", "resumed": "resumed"}
     rows += [(name, f"{data[field]:,}") for name, field in trouble.items() if data[field]]
     if data["fallbacks"]:

@@ -3,111 +3,67 @@
 All state of a search is a replay of this file, so what `Journal.write` has returned from survives
 the death of any process and of the machine: write-ahead log, synchronous=FULL, one transaction per
 call. One process writes (the driver), any number read. What the rows mean is the driver's business;
-nothing here knows about cells, tasks or Ray.
+nothing here knows about cells, tasks or Ray. Versions of the tables: `search.schema`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from search import schema
+from search.curves import PackedCurves, split
 from search.errors import SearchError
-from search.storage import clear_errors, lock, snapshot, sync_folder, uri
+from search.rows import (
+    CandidateRow,
+    EventRow,
+    ResultRow,
+    UnitRow,
+    finite_json,
+    null_nonfinite,
+    to_json,
+)
+from search.storage import (
+    Guard,
+    check,
+    check_unopened,
+    clear_errors,
+    lock,
+    private_copy,
+    snapshot,
+    sync_folder,
+    uri,
+)
+
+__all__ = [
+    "FILE",
+    "LOCK",
+    "SCHEMA_VERSION",
+    "CandidateRow",
+    "EventRow",
+    "Journal",
+    "PackedCurves",
+    "ResultRow",
+    "UnitRow",
+    "null_nonfinite",
+]
 
 FILE = "journal.sqlite"
 LOCK = "journal.lock"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = schema.VERSION
 
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE candidates (
-    id      INTEGER PRIMARY KEY,
-    key     TEXT NOT NULL,     -- canonical key of the cell
-    name    TEXT NOT NULL,
-    cell    TEXT NOT NULL,     -- its notation
-    origin  TEXT NOT NULL,     -- how it came about: seed, mutation, ...
-    parents TEXT NOT NULL,     -- JSON list of candidate ids
-    detail  TEXT NOT NULL      -- JSON mapping
-);
-CREATE TABLE units (
-    id        INTEGER PRIMARY KEY,
-    candidate INTEGER NOT NULL REFERENCES candidates,
-    stage     TEXT NOT NULL,
-    payload   TEXT NOT NULL,   -- JSON mapping: everything a worker needs
-    cost      REAL NOT NULL,   -- planned; "start" and "end" are virtual times
-    start     REAL NOT NULL,
-    "end"     REAL NOT NULL
-);
-CREATE TABLE results (
-    unit     INTEGER PRIMARY KEY REFERENCES units,
-    status   TEXT NOT NULL,
-    records  TEXT NOT NULL,    -- JSON list, one record per setting
-    seconds  REAL NOT NULL,
-    worker   TEXT NOT NULL,
-    attempts INTEGER NOT NULL
-);
-CREATE TABLE events (
-    id     INTEGER PRIMARY KEY,
-    at     REAL NOT NULL,      -- seconds since 1970
-    kind   TEXT NOT NULL,
-    detail TEXT NOT NULL       -- JSON mapping
-);
-"""
+_DECODE = json.JSONDecoder().decode
 
-
-@dataclass(frozen=True)
-class CandidateRow:
-    """A proposed cell. Ids are the caller's, so that a replay gives the same ones."""
-
-    id: int
-    key: str
-    name: str
-    cell: str
-    origin: str
-    parents: tuple[int, ...] = ()
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class UnitRow:
-    """One piece of work: a stage of a candidate; cost, start and end in virtual time."""
-
-    id: int
-    candidate: int
-    stage: str
-    payload: Mapping[str, Any]
-    cost: float
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """What became of a unit; `seconds` of wall time on `worker` at the last of its `attempts`."""
-
-    unit: int
-    status: str
-    records: tuple[Mapping[str, Any], ...] = ()
-    seconds: float = 0.0
-    worker: str = ""
-    attempts: int = 1
-
-
-@dataclass(frozen=True)
-class EventRow:
-    """Something worth telling the reader (resumed, worker lost); never part of a replay."""
-
-    kind: str
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    at: float = field(default_factory=time.time)
+_CANDIDATE = "SELECT id, key, name, cell, origin, parents, detail FROM candidates"
+_UNIT = 'SELECT id, candidate, stage, payload, cost, start, "end" FROM units'
+# The curves come last, here and in the file: what does not ask for them does not read them.
+_RESULT = "SELECT unit, status, records, seconds, worker, attempts FROM results"
+_RESULT_CURVES = "SELECT unit, status, records, seconds, worker, attempts, curves FROM results"
 
 
 class Journal:
@@ -122,13 +78,15 @@ class Journal:
         directory: Path,
         database: sqlite3.Connection,
         cleanup: contextlib.ExitStack,
-        writable: bool,
+        guard: Guard | None,
     ) -> None:
+        """guard: of the files that are written; None for a journal that is only read."""
         self.directory = directory
+        self.file = directory / FILE
         self._database = database
-        self._writable = writable
         self._cleanup = cleanup
-        with clear_errors(directory / FILE):
+        self._guard = guard
+        with clear_errors(self.file):
             self.meta: dict[str, str] = dict(database.execute("SELECT key, value FROM meta"))
 
     @classmethod
@@ -140,65 +98,75 @@ class Journal:
         """
         directory = Path(directory)
         file = directory / FILE
-        with contextlib.ExitStack() as cleanup, clear_errors(directory / FILE):
+        with contextlib.ExitStack() as cleanup, clear_errors(file):
             directory.mkdir(parents=True, exist_ok=True)
             cleanup.enter_context(lock(directory / LOCK, str(directory)))
             if file.exists():
                 raise SearchError(f"{directory}: holds a run already; resume it or choose a name")
             # Made aside and then renamed: a driver killed here leaves no half-made journal behind.
             draft = directory / f"{FILE}.new"
-            for leftover in (draft, directory / f"{draft.name}-journal"):
-                leftover.unlink(missing_ok=True)
+            for suffix in ("", "-journal", "-wal", "-shm"):
+                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as database:
+                database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=FULL")
-                database.executescript(f"BEGIN; {_TABLES}")
-                rows = [*meta.items(), ("schema_version", str(SCHEMA_VERSION))]
-                database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-                database.execute("COMMIT")
+                schema.create(database, meta)
             os.rename(draft, file)
             sync_folder(directory)
             return cls._writer(directory, cleanup.pop_all())
 
     @classmethod
     def open(cls, directory: str | Path) -> Journal:
-        """The journal of an existing run for writing; refused while another process writes it."""
+        """The journal of an existing run for writing; refused while another process writes it.
+
+        It is checked in full (`check`), and a file of an older version is brought to today's, in
+        one transaction with an event that says so. Raises SearchError, the file as it was, when it
+        is damaged or of a version of the future.
+        """
         directory = Path(directory)
         _check_exists(directory)
         with contextlib.ExitStack() as cleanup, clear_errors(directory / FILE):
             cleanup.enter_context(lock(directory / LOCK, str(directory)))
+            check_unopened(directory / FILE)
             return cls._writer(directory, cleanup.pop_all())
 
     @classmethod
     def _writer(cls, directory: Path, cleanup: contextlib.ExitStack) -> Journal:
-        with cleanup, clear_errors(directory / FILE):
+        file = directory / FILE
+        with cleanup, clear_errors(file):
             # A reader that has just found the file without a log holds it for a moment: 10 s.
-            database = sqlite3.connect(
-                uri(directory / FILE, "rw"), uri=True, isolation_level=None, timeout=10
-            )
+            database = sqlite3.connect(uri(file, "rw"), uri=True, isolation_level=None, timeout=10)
             cleanup.callback(database.close)
-            _check_schema(directory, database)
+            schema.version(database, file)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
             database.execute("PRAGMA fullfsync=ON")  # what FULL means on macOS; nothing elsewhere
             database.execute("PRAGMA foreign_keys=ON")
-            problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if problem != "ok":
-                raise SearchError(f"{directory / FILE}: is damaged: {problem.splitlines()[-1]}")
-            return cls(directory, database, cleanup.pop_all(), writable=True)
+            schema.migrate(database, file, tell=True)
+            guard = Guard(file, (directory / f"{FILE}-wal", directory / LOCK))
+            return cls(directory, database, cleanup.pop_all(), guard)
 
     @classmethod
     def read(cls, directory: str | Path) -> Journal:
         """The journal as it is at this moment, whatever is written later; never changes the run.
 
-        Works while a driver writes, after one was killed, and on a read-only file system. Close it
-        soon: the log of the writer cannot shrink as long as a snapshot is open.
+        Works while a driver writes, after one was killed, on a read-only file system, and for
+        files of older versions. Close it soon: the log of the writer cannot shrink as long as a
+        snapshot is open.
         """
         directory = Path(directory)
+        file = directory / FILE
         _check_exists(directory)
-        with contextlib.ExitStack() as cleanup, clear_errors(directory / FILE):
-            database = snapshot(directory / FILE, cleanup)
-            _check_schema(directory, database)
-            return cls(directory, database, cleanup.pop_all(), writable=False)
+        with contextlib.ExitStack() as cleanup, clear_errors(file):
+            database = snapshot(file, cleanup)
+            if schema.version(database, file) < schema.VERSION:
+                database = private_copy(database, cleanup)
+                schema.migrate(database, file, tell=False)
+            return cls(directory, database, cleanup.pop_all(), None)
+
+    def check(self) -> None:
+        """Read the whole file, every row of it; SearchError says what is damaged, if anything."""
+        check(self._database, self.file)
 
     def write(
         self,
@@ -211,24 +179,26 @@ class Journal:
 
         A result for a unit that has one already is ignored: the first wins. Returns how many of
         `results` were new. Rows that break the schema (an id given twice, a unit of an unknown
-        candidate) raise SearchError.
+        candidate) raise SearchError, and so do a full disk and files that were deleted meanwhile.
         """
-        if not self._writable:
+        if self._guard is None:
             raise SearchError(f"{self.directory}: was opened for reading, not for writing")
         new_candidates = [
-            (c.id, c.key, c.name, c.cell, c.origin, _json(list(c.parents)), _json(c.detail))
+            (c.id, c.key, c.name, c.cell, c.origin, to_json(list(c.parents)), to_json(c.detail))
             for c in candidates
         ]
         new_units = [
-            (u.id, u.candidate, u.stage, _json(u.payload), u.cost, u.start, u.end) for u in units
+            (u.id, u.candidate, u.stage, to_json(u.payload), u.cost, u.start, u.end) for u in units
         ]
-        new_results = [
-            (r.unit, r.status, _json(null_nonfinite(r.records)), r.seconds, r.worker, r.attempts)
-            for r in results
-        ]
-        new_events = [(e.at, e.kind, _json(e.detail)) for e in events]
+        new_results = []
+        for r in results:
+            records, curves = split(r.records)
+            new_results.append(
+                (r.unit, r.status, finite_json(records), r.seconds, r.worker, r.attempts, curves)
+            )
+        new_events = [(e.at, e.kind, to_json(e.detail)) for e in events]
         database = self._database
-        with clear_errors(self.directory / FILE):
+        with clear_errors(self.file):
             database.execute("BEGIN IMMEDIATE")
             try:
                 database.executemany(
@@ -237,7 +207,7 @@ class Journal:
                 database.executemany("INSERT INTO units VALUES (?,?,?,?,?,?,?)", new_units)
                 added = database.executemany(
                     # Not OR IGNORE, which would also hide rows that break the schema.
-                    "INSERT INTO results VALUES (?,?,?,?,?,?) ON CONFLICT (unit) DO NOTHING",
+                    "INSERT INTO results VALUES (?,?,?,?,?,?,?) ON CONFLICT (unit) DO NOTHING",
                     new_results,
                 ).rowcount
                 database.executemany(
@@ -248,60 +218,129 @@ class Journal:
                 if database.in_transaction:  # a full disk may have rolled it back already
                     database.execute("ROLLBACK")
                 raise
+        # After the commit: what is acknowledged is in the files that a resumed run will find.
+        self._check_presence(self._guard)
         return max(added, 0)
+
+    def _check_presence(self, guard: Guard) -> None:
+        missing = guard.missing()
+        if missing is None:
+            return
+        what = f"{missing}: was deleted, moved or replaced while this process was writing the run"
+        if missing.name == LOCK:
+            raise SearchError(f"{what}; nothing is lost, resume it")
+        if guard.rescue(self._database):
+            raise SearchError(f"{what}; everything was put back into {self.file}, resume it")
+        raise SearchError(f"{what}; what it held cannot be put back")
 
     def candidates(self) -> list[CandidateRow]:
         """All candidates in the order of their ids."""
-        return [
-            CandidateRow(id_, key, name, cell, origin, tuple(_list(parents)), detail)
-            for id_, key, name, cell, origin, parents, detail in self._rows(
-                "SELECT id, key, name, cell, origin, parents, detail FROM candidates ORDER BY id",
-                parsed=(5, 6),
-            )
-        ]
+        return [self._candidate(row) for row in self._rows(f"{_CANDIDATE} ORDER BY id")]
+
+    def candidate(self, id: int) -> CandidateRow | None:
+        """One candidate, with what has been written since the journal was opened."""
+        row = self._row(f"{_CANDIDATE} WHERE id = ?", id)
+        return None if row is None else self._candidate(row)
+
+    def last_candidate(self) -> int | None:
+        """The largest id of a candidate; None when there is none. Takes as long as a point query,
+        unlike `counts`, which reads whole tables."""
+        row = self._row("SELECT max(id) FROM candidates")
+        return None if row is None else row[0]
 
     def units(self) -> list[UnitRow]:
         """All units in the order of their ids."""
-        query = 'SELECT id, candidate, stage, payload, cost, start, "end" FROM units ORDER BY id'
-        return [UnitRow(*row) for row in self._rows(query, parsed=(3,))]
+        return [self._unit(row) for row in self._rows(f"{_UNIT} ORDER BY id")]
 
-    def results(self) -> list[ResultRow]:
-        """All results in the order of their units."""
-        query = "SELECT unit, status, records, seconds, worker, attempts FROM results ORDER BY unit"
+    def unit(self, id: int) -> UnitRow | None:
+        """One unit, with what has been written since the journal was opened."""
+        row = self._row(f"{_UNIT} WHERE id = ?", id)
+        return None if row is None else self._unit(row)
+
+    def results(self, curves: bool = True) -> list[ResultRow]:
+        """All results in the order of their units; without `curves` none of their records has a
+        curve, and most of the time is saved."""
+        if not curves:
+            return [self._result(row) for row in self._rows(f"{_RESULT} ORDER BY unit")]
         return [
-            ResultRow(unit, status, tuple(_list(records)), *rest)
-            for unit, status, records, *rest in self._rows(query, parsed=(2,))
+            self._result(row, PackedCurves(blob, self.file, row[0]))
+            for *row, blob in self._rows(f"{_RESULT_CURVES} ORDER BY unit")
         ]
+
+    def result(self, unit: int) -> ResultRow | None:
+        """The result of a unit, without curves, with what has been written since the journal was
+        opened; None while it has none."""
+        row = self._row(f"{_RESULT} WHERE unit = ?", unit)
+        return None if row is None else self._result(row)
+
+    def answered(self) -> set[int]:
+        """The units that have a result."""
+        return {unit for (unit,) in self._rows("SELECT unit FROM results")}
+
+    def packed(self) -> Iterator[tuple[ResultRow, PackedCurves]]:
+        """All results in the order of their units, one at a time, with their curves beside them,
+        packed: for readers of runs that do not fit into memory otherwise."""
+        for *row, blob in self._rows(f"{_RESULT_CURVES} ORDER BY unit"):
+            yield self._result(row), PackedCurves(blob, self.file, row[0])
 
     def events(self) -> list[EventRow]:
         """All events in the order in which they were written."""
         query = "SELECT kind, detail, at FROM events ORDER BY id"
-        return [EventRow(*row) for row in self._rows(query, parsed=(1,))]
+        return [EventRow(kind, self._data(text), at) for kind, text, at in self._rows(query)]
 
     def counts(self) -> dict[str, int]:
         """Rows per table."""
         query = """SELECT (SELECT count(*) FROM candidates), (SELECT count(*) FROM units),
                           (SELECT count(*) FROM results), (SELECT count(*) FROM events)"""
         tables = ("candidates", "units", "results", "events")
-        return dict(zip(tables, self._rows(query)[0], strict=True))
+        return dict(zip(tables, self._row(query) or (), strict=True))
 
-    def _rows(self, query: str, parsed: tuple[int, ...] = ()) -> list[list[Any]]:
-        """The rows of a query, the columns `parsed` turned from JSON into data."""
-        with clear_errors(self.directory / FILE):
-            rows = [list(row) for row in self._database.execute(query)]
-            for row in rows:
-                for column in parsed:
-                    try:
-                        row[column] = json.loads(row[column])
-                    except (ValueError, TypeError, RecursionError):
-                        raise SearchError(
-                            f"{self.directory / FILE}: is damaged (a row is not JSON)"
-                        ) from None
-        return rows
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        with clear_errors(self.file):
+            cursor = self._database.execute(query)
+        while True:
+            with clear_errors(self.file):
+                rows = cursor.fetchmany(1000)
+            if not rows:
+                return
+            yield from rows
+
+    def _row(self, query: str, *values: int) -> tuple[Any, ...] | None:
+        with clear_errors(self.file):
+            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
+        return row
+
+    def _candidate(self, row: tuple[Any, ...]) -> CandidateRow:
+        id_, key, name, cell, origin, parents, detail = row
+        parsed = tuple(self._list(parents))
+        return CandidateRow(id_, key, name, cell, origin, parsed, self._data(detail))
+
+    def _unit(self, row: tuple[Any, ...]) -> UnitRow:
+        id_, candidate, stage, payload, *times = row
+        return UnitRow(id_, candidate, stage, self._data(payload), *times)
+
+    def _result(self, row: Sequence[Any], curves: PackedCurves | None = None) -> ResultRow:
+        unit, status, text, *rest = row
+        records = self._list(text)
+        return ResultRow(unit, status, tuple(curves.join(records) if curves else records), *rest)
+
+    def _data(self, text: Any) -> Any:
+        try:
+            return _DECODE(text)
+        except (ValueError, TypeError, RecursionError):
+            raise SearchError(f"{self.file}: is damaged (a row is not JSON)") from None
+
+    def _list(self, text: Any) -> list[Any]:
+        value = self._data(text)
+        if not isinstance(value, list):
+            raise SearchError(
+                f"{self.file}: is damaged (it holds {value!r:.40} where a list was expected)"
+            )
+        return value
 
     def close(self) -> None:
         """Give the file, and the writer's lock, back. Closing twice does nothing."""
-        with clear_errors(self.directory / FILE):
+        with clear_errors(self.file):
             self._cleanup.close()
 
     def __enter__(self) -> Self:
@@ -311,48 +350,8 @@ class Journal:
         self.close()
 
 
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise SearchError(f"the journal holds {value!r:.40} where a list was expected")
-    return value
-
-
-def null_nonfinite(value: Any) -> Any:
-    """A copy of JSON-able data with NaN and ±inf, which JSON cannot write, replaced by None.
-
-    A diverged training reports such losses; that it diverged is in the record's status.
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: null_nonfinite(item) for key, item in value.items()}
-    return [null_nonfinite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _json(value: Any) -> str:
-    """Strict JSON with sorted keys; NaN, inf and objects of no JSON type are errors of ours."""
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-
-
 def _check_exists(directory: Path) -> None:
     if not directory.is_dir():
         raise SearchError(f"{directory}: no such run directory")
     if not (directory / FILE).is_file():
         raise SearchError(f"{directory}: is not a run directory (it has no {FILE})")
-
-
-def _check_schema(directory: Path, database: sqlite3.Connection) -> None:
-    file = directory / FILE
-    names = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
-    version = 0
-    if "meta" in names:
-        query = "SELECT value FROM meta WHERE key = 'schema_version'"
-        for (text,) in database.execute(query):
-            version = int(text) if str(text).isdecimal() else 0
-    if version == 0:
-        raise SearchError(f"{file}: is not a journal of cellsearch")
-    if version > SCHEMA_VERSION:
-        raise SearchError(
-            f"{file}: is of schema {version}, this version of cellsearch knows {SCHEMA_VERSION}: "
-            "update cellsearch"
-        )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -76,6 +75,97 @@ def snapshot(file: Path, cleanup: contextlib.ExitStack) -> sqlite3.Connection:
             return database
 
 
+def private_copy(database: sqlite3.Connection, cleanup: contextlib.ExitStack) -> sqlite3.Connection:
+    """A copy of what a connection sees, to change and throw away."""
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="cellsearch-")))
+    copy = sqlite3.connect(folder / "copy.sqlite", isolation_level=None)
+    cleanup.callback(copy.close)
+    copy.execute("PRAGMA synchronous=OFF")
+    database.backup(copy)
+    return copy
+
+
+def check(database: sqlite3.Connection, file: Path) -> None:
+    """Read every page and every row, and raise SearchError with the first thing that is wrong.
+
+    `PRAGMA integrity_check` finds damaged pages, lost or doubled ones and rows that do not fit
+    their table; `foreign_key_check` rows that belong to others which are gone. Files of any size
+    are checked in full, in half a second for 100 MB.
+    """
+    with clear_errors(file):
+        problem = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if problem != "ok":
+            raise SearchError(f"{file}: is damaged ({problem.splitlines()[-1]}); {_ADVICE}")
+        orphan = database.execute("PRAGMA foreign_key_check").fetchone()
+        if orphan is not None:
+            table, row, parent = orphan[:3]
+            raise SearchError(
+                f"{file}: is damaged (row {row} of {table} belongs to none of {parent}); {_ADVICE}"
+            )
+
+
+def check_unopened(file: Path) -> None:
+    """`check` a database before anything else touches it, so that a damaged one stays as it is.
+
+    A connection for writing would, on closing, copy the log of a killed writer into the file.
+    """
+    # What SQLite before its write-ahead log leaves behind; only a writer can undo that half change.
+    mode = "rw" if file.with_name(f"{file.name}-journal").exists() else "ro"
+    with (
+        clear_errors(file),
+        contextlib.closing(
+            sqlite3.connect(uri(file, mode), uri=True, isolation_level=None, timeout=10)
+        ) as database,
+    ):
+        check(database, file)
+
+
+class Guard:
+    """Notices when the files behind an open database are no longer those under their names.
+
+    SQLite goes on writing to a file that was deleted, and all of it is gone in the end.
+    """
+
+    def __init__(self, file: Path, others: tuple[Path, ...]) -> None:
+        self.file = file
+        self._identity = {path: _identity(path) for path in (file, *others)}
+
+    def missing(self) -> Path | None:
+        """The first file that was deleted, moved or replaced since."""
+        for path, before in self._identity.items():
+            if _identity(path) != before:
+                return path
+        return None
+
+    def rescue(self, database: sqlite3.Connection) -> bool:
+        """Put everything that the open database holds back under its name, durably.
+
+        False where that cannot be done: the directory is gone, or the name is taken.
+        """
+        try:
+            if _identity(self.file) == self._identity[self.file]:  # only its log was deleted
+                return bool(database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+            draft = self.file.with_name(f"{self.file.name}.new")
+            draft.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(draft)) as copy:
+                copy.execute("PRAGMA synchronous=FULL")
+                database.backup(copy)
+            os.link(draft, self.file)  # unlike a rename, refuses a name that is taken
+            draft.unlink()
+            sync_folder(self.file.parent)
+        except (sqlite3.Error, OSError):
+            return False  # the caller says what was lost
+        return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
 def scratch(prefix: str, longest: int) -> Iterator[Path]:
     """A temporary folder with a path of at most `longest` characters, deleted at the end.
@@ -122,6 +212,12 @@ def sync_folder(directory: Path) -> None:
         os.close(handle)
 
 
+#: For the owner of a damaged file. Nothing of ours writes to it from then on.
+_ADVICE = (
+    "nothing was changed; go back to a copy, or keep one and recover rows with: "
+    "sqlite3 FILE .recover; cellsearch report still reads it where the damage allows"
+)
+
 # The start of SQLite's name of an error, and what it means for the owner of the run.
 _MEANINGS = {
     "SQLITE_FULL": "the disk is full; free some space and resume",
@@ -143,9 +239,8 @@ def clear_errors(subject: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         meaning = next((m for start, m in _MEANINGS.items() if name.startswith(start)), "failed")
-        raise SearchError(f"{subject}: {meaning} ({error})") from error
+        advice = f"; {_ADVICE}" if name.startswith("SQLITE_CORRUPT") else ""
+        raise SearchError(f"{subject}: {meaning} ({error}){advice}") from error
     except OSError as error:
         file = error.filename or subject
         raise SearchError(f"{file}: cannot be used: {error.strerror or error}") from error
-    except json.JSONDecodeError as error:
-        raise SearchError(f"{subject}: is damaged (a row is not JSON)") from error

@@ -166,6 +166,11 @@ def test_totals(run: Run) -> None:
         "steps": 22 * 100 + 3 * 60,
         "seconds": 10 * 10.0 + 5 * 5.0 + 1.0,
         "statuses": {"crashed": 1, "diverged": 3, "ok": 22},
+        "rejections": {"screen": 0, "rung": 0},
+        "draws": 0,
+        "invalid": 0,
+        "duplicates": 0,
+        "equal": 0,
         "retries": 2,
         "fallbacks": 0,
         "workers_lost": 0,
@@ -301,13 +306,13 @@ def _followed(directory: Path, algorithm: Jozefowicz) -> History:
     ]  # fmt: skip
     with Journal.read(directory) as journal:
         units, candidates = journal.units(), journal.candidates()
-        results = {row.unit: row for row in journal.results()}
+        results = list(journal.packed())
     keys = {row.id: row.key for row in candidates}
-    values: dict[int, list[float | None]] = {unit: [] for unit in results}
-    for training in trainings(directory, units, results, keys, stages):
+    values: dict[int, list[float | None]] = {row.unit: [] for row, _ in results}
+    for training in trainings(directory, {u.id: u for u in units}, results, keys, stages):
         values[training.unit].append(training.metric)
     seeds = [seed.key for seed in algorithm.seeds]
-    baseline = algorithm.pool.baseline.key
+    baseline = algorithm.baseline.key
     history = History(stages, seeds, baseline, algorithm.config.pool)
     history.follow(units, keys, values)
     return history
@@ -337,7 +342,7 @@ def test_history_is_what_the_search_did(tmp_path: Path, die_after: int | None) -
     members = [member.key for member in algorithm.pool.members]
     assert history.pool == members
     assert [history.score(key) for key in members] == [
-        algorithm.pool.score(member) for member in algorithm.pool.members
+        algorithm.scores.score(member) for member in algorithm.pool.members
     ]
     assert history.tried == len(history.moments)
     if algorithm.progress().phase == "candidates":

@@ -67,7 +67,11 @@ def python(script: str, *arguments: object, **options: Any) -> subprocess.Popen[
 @pytest.mark.parametrize("way", [Journal.open, Journal.read])
 def test_round_trip(run: Path, way: Any):
     with way(run) as journal:
-        assert journal.meta == {"name": "one", "config": "{}", "schema_version": "1"}
+        assert journal.meta == {
+            "name": "one",
+            "config": "{}",
+            "schema_version": str(SCHEMA_VERSION),
+        }
         assert journal.candidates() == [PARENT, CHILD]
         assert journal.units() == list(UNITS)
         assert journal.results() == list(RESULTS)
@@ -100,6 +104,53 @@ def test_the_first_result_of_a_unit_wins(run: Path):
         assert [r.status for r in journal.results()] == ["ok", "crashed", "ok"]
 
 
+def test_single_rows_as_they_are_now(run: Path):
+    with Journal.open(run) as journal:
+        assert journal.candidate(1) == CHILD
+        assert journal.unit(1) == UNITS[1]
+        assert journal.result(0) == ResultRow(0, "ok", ({"loss": 0.1},), 1.5, "node:12", 1)
+        assert journal.result(1) == RESULTS[1]
+        assert journal.answered() == {0, 1}
+        assert journal.last_candidate() == 1
+        found = (journal.candidate(5), journal.unit(5), journal.result(5))
+        assert found == (None, None, None)
+        new = (CandidateRow(5, "k", "n", CELL, "mutation", (1,)), UnitRow(5, 5, "s", {}, 1, 0, 1))
+        journal.write([new[0]], [new[1]])
+        assert (journal.candidate(5), journal.unit(5), journal.result(5)) == (*new, None)
+        assert journal.answered() == {0, 1}
+        journal.write(results=[ResultRow(5, "timeout")])
+        assert journal.result(5) == ResultRow(5, "timeout")
+        assert journal.answered() == {0, 1, 5}
+        assert journal.last_candidate() == 5
+
+
+def test_an_empty_journal(tmp_path: Path):
+    with Journal.create(tmp_path, {}) as journal:
+        assert journal.candidates() == journal.units() == journal.results() == []
+        assert journal.answered() == set()
+        assert journal.last_candidate() is None
+
+
+def test_results_without_curves_and_with_packed_ones(run: Path):
+    with Journal.read(run) as journal:
+        first, second = journal.results(curves=False)
+        assert first.records == ({"loss": 0.1},)
+        assert second == RESULTS[1]
+        packed = list(journal.packed())
+        assert [result for result, _ in packed] == [first, second]
+        assert [curves[0] for _, curves in packed] == [[[1, None]], None]
+
+
+def test_curves_stand_in_a_column_of_their_own(run: Path):
+    with sqlite3.connect(run / FILE) as database:
+        rows = database.execute("SELECT records, curves FROM results ORDER BY unit").fetchall()
+    database.close()
+    assert rows == [
+        ('[{"loss":0.1}]', b'[[1,"sf",[1,0]]]\n' + b"\0" * 6 + b"\xf8\x7f"),
+        ("[]", None),
+    ]
+
+
 def test_a_write_is_all_or_nothing(run: Path):
     with Journal.open(run) as journal:
         before = journal.counts()
@@ -120,8 +171,11 @@ def test_a_write_is_all_or_nothing(run: Path):
 def test_losses_that_are_not_finite_become_null(run: Path):
     with Journal.open(run) as journal:
         journal.write(units=[UnitRow(2, 1, "", {}, 0, 0, 0)])
-        journal.write(results=[ResultRow(2, "ok", ({"curve": [[1, math.nan], [2, math.inf]]},))])
-        assert journal.results()[2].records == ({"curve": [[1, None], [2, None]]},)
+        record = {"curve": [[1, math.nan], [2, math.inf]], "metrics": {"loss": math.nan}}
+        journal.write(results=[ResultRow(2, "ok", (record,))])
+        assert journal.results()[2].records == (
+            {"curve": [[1, None], [2, None]], "metrics": {"loss": None}},
+        )
     assert null_nonfinite({"a": (1.5, -math.inf, {"b": math.nan}), "c": "nan", "d": 3}) == {
         "a": [1.5, None, {"b": None}],
         "c": "nan",
@@ -322,6 +376,24 @@ def test_a_row_that_is_not_json(run: Path):
     database.close()
     with Journal.read(run) as journal:
         assert refused(journal.results).endswith("is damaged (a row is not JSON)")
+        assert refused(journal.result, 0).endswith("is damaged (a row is not JSON)")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("records = '{}'", "is damaged (it holds {} where a list was expected)"),
+        ("records = '[5]'", "is damaged (the curves of unit 0 are not those of its records)"),
+        ("records = '[{}, {}]'", "is damaged (the curves of unit 0 are not those of its records)"),
+        ("curves = 'text'", "is damaged (the curves of unit 0 cannot be read)"),
+    ],
+)
+def test_results_that_nobody_wrote(run: Path, change: str, message: str):
+    with sqlite3.connect(run / FILE) as database:
+        database.execute(f"UPDATE results SET {change} WHERE unit = 0")
+    database.close()
+    with Journal.read(run) as journal:
+        assert refused(journal.results) == f"{run / FILE}: {message}"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +461,8 @@ def test_a_full_disk(run: Path):
 
 def test_a_killed_create_leaves_nothing_in_the_way(tmp_path: Path):
     (tmp_path / f"{FILE}.new").write_bytes(b"half of something")
-    (tmp_path / f"{FILE}.new-journal").write_bytes(b"half of something")
+    for suffix in ("journal", "wal", "shm"):
+        (tmp_path / f"{FILE}.new-{suffix}").write_bytes(b"half of something")
     Journal.create(tmp_path, {"a": "b"}).close()
     with Journal.read(tmp_path) as journal:
         assert journal.meta["a"] == "b"
