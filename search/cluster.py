@@ -2,8 +2,9 @@
 
 The only file that imports ray, and only when an executor is made, so that nothing else pays for it.
 One long-lived actor per core; what runs where, and who is to blame for a death, is decided in
-`search.dispatch`. Ray restarts actors that die; it never repeats a call by itself (a repeated call
-would take innocent ones with it, and a cell that kills its worker would be repeated for ever).
+`search.dispatch`. Ray never repeats a call by itself (a repeated call would take innocent ones with
+it, and a cell that kills its worker would be repeated for ever), and never restarts an actor: a new
+one serves within a second where a restarted one refuses calls for two, and it may start elsewhere.
 
 Should the head node of a cluster die, Ray ends the driver's process after 60 s, and nothing can
 prevent that: the journal holds every result, resume the run.
@@ -13,82 +14,52 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
-import os
-import re
-import secrets
-import signal
-import site
+import pickle
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Self
 
+from search import connect, host
 from search.dispatch import Call, Dispatch, Lane
 from search.errors import SearchError
-from search.executor import Outcome, Payload, Status, UnitFunction, attempt, describe
-from search.storage import scratch
+from search.executor import Event, Outcome, Payload, Status, UnitFunction, last_error
+from search.nodes import Nodes
+from search.worker import SharedDataError, Worker, checksum
 
-# One thread each: as many workers as cores, and results that do not depend on a thread count.
-_ONE_THREAD = {
-    f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
-} | {"VECLIB_MAXIMUM_THREADS": "1"}
-
-# A token for the processes of our own Ray, or it would write one into the home directory. Ray reads
-# it once per process, so every Ray that this process starts gets the same.
-_TOKEN = secrets.token_hex(32)
-
-_ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("cellgraph", "evaluators", "search")
-
-# FOLDER/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store is the path of a socket
-# and as such may have 107 characters.
-_LONGEST_FOLDER = 107 - 68
-
-# Seconds that an address may take to answer; ray.init itself would hang for minutes.
-_ANSWER = 15.0
-# Seconds between questions to a worker that is down, doubled from the first to the last.
-_FIRST_PAUSE, _LAST_PAUSE = 0.3, 2.0
+# Seconds until a worker that could not start is tried again, doubled from the first to the last.
+_FIRST_PAUSE, _LAST_PAUSE = 0.3, 10.0
+# Seconds between looks at the kernel's count of processes that it has killed for want of memory.
+_LOOK = 2.0
 
 
-class _Worker:
-    """The actor: calls `function` on one payload after another, in a process of its own."""
-
-    def __init__(self, function: UnitFunction, setup: Callable[..., None] | None) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        torch.set_num_interop_threads(1)
-        self._function = function
-        self._setup = setup
-
-    def prepare(self, references: list[Any]) -> str:
-        """Set up, once, with the objects behind `references`; the name of this process."""
-        if self._setup is not None:
-            self._setup(*_import_ray().get(references))
-            self._setup = None
-        return f"{socket.gethostname()}:{os.getpid()}"
-
-    def run(self, payload: Payload) -> tuple[Status, dict[str, Any] | None, str | None, float]:
-        return attempt(self._function, payload)
+def import_ray() -> Any:
+    """Ray, or SearchError."""
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise SearchError(
+            f"Ray cannot be imported ({error}): pip install ray, or use --workers 0"
+        ) from error
+    return ray
 
 
 class RayExecutor:
     """An `Executor` on Ray. One per process at a time.
 
     function: called on the workers with each payload.
-    workers: how many; None means every core of this machine or cluster. More than a cluster has
-        room for wait until nodes join.
+    workers: how many; None means every core of this machine, or of the cluster, also of nodes that
+        join or leave it later. More than a cluster has room for wait until nodes join.
     address: None starts a private Ray on this machine, gone at `close`. "auto", "HOST:PORT" or
         "ray://HOST:PORT" uses a cluster that runs already; its nodes need the same versions of
         Python, Ray and the libraries, while our own packages are sent to them.
     timeout: seconds that one setting may take; a unit may take that times its payload["settings"].
-        It is then stopped with its worker, and not tried again.
-    attempts: how many workers a unit may kill before it counts as crashed.
+        Then its worker is stopped.
+    attempts: how many workers a unit may fail on (kill, hang, fill) before that is its outcome.
+    recycle: units after which a worker process is replaced by a fresh one; None for never.
+    memory: bytes that a worker may allocate; None means its share of its machine
+        (`host.limit_memory`).
     setup, setup_args: called once in each worker process before the first unit. The arguments are
         sent to a node once and shared by its workers: NumPy arrays in them are read-only, and
         torch.from_numpy ignores that, so never write into one in place.
@@ -104,7 +75,9 @@ class RayExecutor:
         workers: int | None = None,
         address: str | None = None,
         timeout: float = 600.0,
-        attempts: int = 3,
+        attempts: int = 2,
+        recycle: int | None = None,
+        memory: int | None = None,
         setup: Callable[..., None] | None = None,
         setup_args: tuple[Any, ...] = (),
         start_timeout: float = 120.0,
@@ -115,28 +88,43 @@ class RayExecutor:
         self._ray: Any = None
         self._cleanup = contextlib.ExitStack()
         self._closed = False
-        self._actors: list[Any] = []
+        self._dispatch = Dispatch(attempts, recycle)
+        self._actors: dict[Lane, Any] = {}
         self._calls: dict[Any, tuple[Lane, Call]] = {}  # by the reference of the result
-        self._pings: dict[Any, Lane] = {}
+        self._pings: dict[Any, Lane] = {}  # by the reference of a worker's first answer
+        self._start_at: dict[Lane, float] = {}  # lanes without an actor
+        self._pause: dict[Lane, float] = {}
+        self._next_deadline = float("inf")  # no deadline is before this moment
         self._done: list[Outcome] = []
+        self._events: list[Event] = []
         self._why_gone = ""  # of the last lane that will never be up again
+        self._given_up = 0  # such lanes
+        # The kernel's count a moment ago and at the last look, and when to look again: a death is
+        # compared with the former, as it may take a while to be heard of.
+        self._oom_kills = self._oom_kills_seen = host.oom_kills()
+        self._count_at = 0.0
+        self._nodes: Nodes | None = None  # of a cluster that is not ours alone
+        self._elastic = workers is None and address is not None
         try:
             if address is None:
-                self._ray = _start(workers or _cores(), self._cleanup)
+                workers = local = workers or host.cores()
+                self._ray = connect.start(import_ray, workers, self._cleanup)
             else:
-                self._ray = _join(address)
+                local = None
+                self._ray = connect.join(import_ray, address)
+                self._nodes = Nodes(self._ray, import_ray)
+                workers = workers or self._nodes.cores
             atexit.register(self.close)  # after Ray's own, that is, run before it
-            workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-            self._dispatch = Dispatch(workers, attempts)
-            # When to ask each lane that is down and not being asked, and the pause before that.
-            self._ask_at = dict.fromkeys(self._dispatch.lanes, 0.0)
-            self._pause = dict.fromkeys(self._dispatch.lanes, _FIRST_PAUSE)
-            # Sent with the first call and not to the constructor: it is the driver that keeps them
-            # alive for workers that are restarted, which Ray could not rely on (ray#53727).
+            # The driver keeps them alive, whichever workers come and go.
             self._references = [self._ray.put(argument) for argument in setup_args]
-            options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 0}
-            actor = self._ray.remote(_Worker).options(**options)
-            self._actors = [actor.remote(function, setup) for _ in range(workers)]
+            expected = checksum(tuple(self._ray.get(self._references)))  # as the workers see them
+            options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
+            # Task events make the memory of Ray's server grow with every call.
+            kind = self._ray.remote(Worker).options(**options, enable_task_events=False)
+            arguments = (function, setup, expected, local, memory)
+            self._actor: Callable[[], Any] = lambda: kind.remote(*arguments)
+            self._wanted = workers
+            self._resize()
             self._await_first(start_timeout)
         except BaseException:
             self.close()
@@ -144,20 +132,22 @@ class RayExecutor:
 
     @property
     def workers(self) -> int:
-        return len(self._actors)
+        """How many there are, or will be as soon as there is room for them."""
+        return len(self._dispatch.lanes)
 
     def submit(self, unit: int, payload: Payload) -> None:
         if self._closed:
             raise RuntimeError("this executor is closed")
         limit = self._timeout * max(1, len(payload.get("settings", ())))
-        # A copy, as it may wait here while its owner changes it.
-        self._dispatch.add(Call(unit, copy.deepcopy(payload), limit))
+        # As bytes: it may wait here while its owner changes it, and Ray is fastest with them.
+        self._dispatch.add(Call(unit, pickle.dumps(payload), limit))
         self._start_calls()
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
         """The outcomes since the last call (`Executor.wait`).
 
-        Raises SearchError when the last worker is gone for good.
+        Raises SearchError when the last worker is gone for good, or a unit has written into the
+        data that all share.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while self._dispatch.outstanding and not self._done:
@@ -167,6 +157,13 @@ class RayExecutor:
         done, self._done = self._done, []
         return done
 
+    def events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def drain(self) -> None:
+        self._dispatch.drain()
+
     def close(self) -> None:
         """Stop the workers, and Ray where it is ours. Closing twice does nothing."""
         if self._closed:
@@ -175,10 +172,10 @@ class RayExecutor:
         atexit.unregister(self.close)
         # Calling anything of a Ray that has been shut down already would start another one.
         if self._ray is not None and self._ray.is_initialized():
-            for actor in self._actors:
-                # A cluster that is gone cannot stop them, and has stopped by itself.
-                with contextlib.suppress(self._ray.exceptions.RayError, ConnectionError):
-                    self._ray.kill(actor)
+            for actor in self._actors.values():
+                self._kill(actor)
+            if self._nodes is not None:
+                self._kill(self._nodes.watcher)
             self._ray.shutdown()
         self._cleanup.close()
 
@@ -192,15 +189,17 @@ class RayExecutor:
 
     def _step(self, end: float | None) -> None:
         """Start what can start, then handle whatever happens first, or nothing until `end`."""
-        self._ask_lanes_that_are_down()
+        self._start_workers()
         self._start_calls()
-        references = [*self._calls, *self._pings]
-        if not references and not self._ask_at:
+        if not self._dispatch.lanes:
             raise SearchError(f"Ray: no worker is left: {self._why_gone}")
-        moments = list(self._ask_at.values())
-        moments += [d for lane in self._dispatch.lanes if (d := lane.deadline) is not None]
+        moments = [self._next_deadline, *self._start_at.values()]
         moments += [end] if end is not None else []
-        seconds = max(0.0, min(moments) - time.monotonic()) if moments else None
+        first = min(moments)
+        seconds = None if first == float("inf") else max(0.0, first - time.monotonic())
+        references = [*self._calls, *self._pings]
+        if self._nodes is not None:
+            references.append(self._nodes.reference)
         if references:
             ready, rest = self._ray.wait(references, num_returns=1, timeout=seconds)
             if ready and rest:
@@ -209,32 +208,38 @@ class RayExecutor:
             self._take(ready)
         else:
             time.sleep(seconds or 0.0)
-        self._stop_what_takes_too_long()
+        now = time.monotonic()
+        if now >= self._next_deadline:
+            self._stop_what_takes_too_long(now)
+        if now >= self._count_at:
+            self._oom_kills, self._oom_kills_seen = self._oom_kills_seen, host.oom_kills()
+            self._count_at = now + _LOOK
         self._start_calls()
 
     def _take(self, ready: list[Any]) -> None:
         """Turn finished calls into outcomes, pings into lanes that are up, deaths into suspects."""
         lost: dict[Lane, BaseException] = {}
+        news: Any = None
         for reference, value in zip(ready, self._values(ready), strict=True):
-            if reference in self._pings:
+            if isinstance(value, SharedDataError):
+                raise SearchError(f"Ray: {value}, expected units that only read them")
+            if self._nodes is not None and reference == self._nodes.reference:
+                news = value
+            elif reference in self._pings:
                 self._take_ping(self._pings.pop(reference), value)
-                continue
-            lane, call = self._calls[reference]
-            if _is_death(self._ray, value):
-                lost.setdefault(lane, value)
+            elif _is_death(self._ray, value):
+                lost.setdefault(self._calls[reference][0], value)
             else:
-                del self._calls[reference]
-                self._dispatch.finish(lane, call, time.monotonic())
-                self._tell(lane, call, value)
+                self._tell(*self._calls.pop(reference), value)
         # Now, when what the same workers have finished before is out of the way.
         for lane, error in lost.items():
-            seconds = time.monotonic() - lane.calls[0].started
-            given_up = self._dispatch.lose(lane)
-            self._forget(lane)
-            if given_up is not None:
-                status, message = _cause(self._ray, error)
-                message = f"{message} ({given_up.deaths} of {given_up.deaths} tries)"
-                self._done.append(_failure(given_up, lane, status, message, seconds, 0))
+            status, message = self._cause(lane, error)
+            self._lose(lane, status, message, node=_is_of_node(self._ray, error))
+        if self._nodes is not None and news is not None:
+            self._events += self._nodes.take(news)
+            if self._elastic:
+                self._wanted = max(1, self._nodes.cores - self._given_up)
+                self._resize()
 
     def _values(self, ready: list[Any]) -> list[Any]:
         """The result or the exception behind each reference."""
@@ -249,61 +254,130 @@ class RayExecutor:
                     values.append(error)
             return values
 
-    def _take_ping(self, lane: Lane, value: Any) -> None:
-        """A lane has answered, or not yet, or never will."""
-        errors = self._ray.exceptions
-        if isinstance(value, str):
-            lane.up, lane.worker = True, value
-            self._pause[lane] = _FIRST_PAUSE
-        elif isinstance(value, errors.ActorUnavailableError | errors.OutOfMemoryError):
-            self._ask_later(lane)
-        else:
-            self._why_gone = _last_error(str(value))
-
     def _tell(self, lane: Lane, call: Call, value: Any) -> None:
+        """A call has returned from a worker that lives."""
+        now = time.monotonic()
         if isinstance(value, BaseException):  # the result cannot be sent
-            self._done.append(_failure(call, lane, "crashed", _last_error(str(value)), 0.0))
-        else:
-            status, result, error, seconds = value
-            tries = call.deaths + 1
+            value = ("crashed", None, last_error(str(value)), 0.0)
+        status, result, error, seconds = value
+        if status != "out_of_memory":
+            self._dispatch.finish(lane, call, now)
+            tries = call.starts + 1
             self._done.append(
                 Outcome(call.unit, status, result, error, seconds, lane.worker, tries)
             )
+            return
+        # What units before it have left in the memory of its worker may be the reason.
+        given_up = self._dispatch.fail(lane, call, now)
+        if given_up is not None:
+            self._give_up(given_up, lane, status, error, seconds)
 
-    # ------------------------------------------------------------------------------- lanes
+    def _lose(self, lane: Lane, status: Status, message: str, *, node: bool = False) -> None:
+        """The worker of a lane is gone: find out who is to blame, and start another."""
+        oldest = lane.calls[0] if lane.calls else None
+        detail = {"worker": lane.worker, "unit": oldest and oldest.unit, "reason": message}
+        self._events.append(("worker_lost", detail))
+        given_up = self._dispatch.lose(lane, node=node)
+        if given_up is not None:
+            seconds = time.monotonic() - given_up.started
+            self._give_up(given_up, lane, status, message, seconds)
+        self._calls = {r: pair for r, pair in self._calls.items() if pair[0] is not lane}
+        self._replace(lane)
+
+    def _give_up(self, call: Call, lane: Lane, status: Status, error: str, seconds: float) -> None:
+        tries = call.starts
+        message = f"{error} ({tries} of {tries} tries)"
+        self._done.append(Outcome(call.unit, status, None, message, seconds, lane.worker, tries))
+
+    def _cause(self, lane: Lane, error: BaseException) -> tuple[Status, str]:
+        """Why the worker of a lane has died, as far as that can be known."""
+        here = lane.worker.startswith(f"{socket.gethostname()}:")
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError) or (
+            here and host.oom_kills() > self._oom_kills
+        ):
+            self._oom_kills = self._oom_kills_seen = host.oom_kills()
+            return "out_of_memory", "its worker was killed because memory ran out"
+        if _is_of_node(self._ray, error):
+            return "crashed", "the node of its worker was lost"
+        return "crashed", "its worker died"
 
     def _start_calls(self) -> None:
         for lane, call in self._dispatch.assign(time.monotonic()):
-            reference = self._actors[lane.index].run.remote(call.payload)
+            reference = self._actors[lane].run.remote(call.payload)
             self._calls[reference] = lane, call
+            self._next_deadline = min(self._next_deadline, time.monotonic() + call.limit)
 
-    def _ask_lanes_that_are_down(self) -> None:
-        """A restarting worker refuses calls for seconds: ask until it answers, then send units."""
-        now = time.monotonic()
-        for lane in [lane for lane, moment in self._ask_at.items() if moment <= now]:
-            del self._ask_at[lane]
-            self._pings[self._actors[lane.index].prepare.remote(self._references)] = lane
-
-    def _ask_later(self, lane: Lane) -> None:
-        self._ask_at[lane] = time.monotonic() + self._pause[lane]
-        self._pause[lane] = min(2 * self._pause[lane], _LAST_PAUSE)
-
-    def _stop_what_takes_too_long(self) -> None:
-        now = time.monotonic()
-        for lane in self._dispatch.lanes:
+    def _stop_what_takes_too_long(self, now: float) -> None:
+        for lane in list(self._dispatch.lanes):
             if lane.deadline is not None and lane.deadline <= now:
-                call = lane.calls[0]
-                self._ray.kill(self._actors[lane.index], no_restart=False)
-                self._dispatch.evict(lane)
-                self._forget(lane)
-                error = f"no result within {call.limit:g} s"
-                self._done.append(_failure(call, lane, "timeout", error, now - call.started))
+                self._lose(lane, "timeout", f"no result within {lane.calls[0].limit:g} s")
+        deadlines = [d for lane in self._dispatch.lanes if (d := lane.deadline) is not None]
+        self._next_deadline = min(deadlines, default=float("inf"))
 
-    def _forget(self, lane: Lane) -> None:
-        """Drop the calls of a lane that went down, and have it asked."""
-        for reference in [r for r, (other, _) in self._calls.items() if other is lane]:
-            del self._calls[reference]
-        self._ask_later(lane)
+    # ------------------------------------------------------------------------------- workers
+
+    def _start_workers(self) -> None:
+        """Start those whose time has come, and replace those that have done their share."""
+        for lane in self._dispatch.replaceable():
+            detail = {"worker": lane.worker, "units": lane.answered}
+            self._events.append(("worker_recycled", detail))
+            self._dispatch.lose(lane)
+            self._replace(lane)
+        if not self._start_at:
+            return
+        now = time.monotonic()
+        for lane in [lane for lane, moment in self._start_at.items() if moment <= now]:
+            del self._start_at[lane]
+            actor = self._actors[lane] = self._actor()
+            self._pings[actor.prepare.remote(*self._references)] = lane
+
+    def _take_ping(self, lane: Lane, value: Any) -> None:
+        """A worker has started, or has not, or never will."""
+        if isinstance(value, str):
+            self._dispatch.start(lane, value)
+            self._pause[lane] = _FIRST_PAUSE
+            return
+        errors = self._ray.exceptions
+        passing = errors.ActorUnavailableError | errors.ActorDiedError | errors.OutOfMemoryError
+        if isinstance(value, passing) and not getattr(value, "actor_init_failed", False):
+            self._replace(lane, self._pause[lane])
+            self._pause[lane] = min(2 * self._pause[lane], _LAST_PAUSE)
+        else:
+            self._why_gone = last_error(str(value))
+            self._given_up += 1
+            self._events.append(("worker_lost", {"worker": None, "reason": self._why_gone}))
+            self._remove(lane)
+
+    def _replace(self, lane: Lane, pause: float = 0.0) -> None:
+        """Have another actor started for a lane that is down, if it is still wanted."""
+        if len(self._dispatch.lanes) > self._wanted:
+            self._remove(lane)
+        else:
+            self._kill(self._actors.pop(lane))
+            self._start_at[lane] = time.monotonic() + pause
+
+    def _remove(self, lane: Lane) -> None:
+        self._kill(self._actors.pop(lane, None))
+        self._start_at.pop(lane, None)
+        self._pings = {r: other for r, other in self._pings.items() if other is not lane}
+        self._dispatch.remove_lane(lane)
+        del self._pause[lane]
+
+    def _resize(self) -> None:
+        """Have as many lanes as are wanted; of too many, those go that have no worker anyway."""
+        lanes = self._dispatch.lanes
+        for lane in [lane for lane in reversed(lanes) if not lane.up]:
+            if len(lanes) > self._wanted:
+                self._remove(lane)
+        while len(lanes) < self._wanted:
+            lane = self._dispatch.add_lane()
+            self._pause[lane], self._start_at[lane] = _FIRST_PAUSE, 0.0
+
+    def _kill(self, actor: Any) -> None:
+        # A cluster that is gone cannot stop it, and it has stopped by itself.
+        with contextlib.suppress(self._ray.exceptions.RayError, ConnectionError):
+            if actor is not None:
+                self._ray.kill(actor)
 
     def _await_first(self, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -311,17 +385,6 @@ class RayExecutor:
             if time.monotonic() >= end:
                 raise SearchError(f"Ray: no worker has started within {timeout:g} s")
             self._step(end)
-
-
-def _failure(
-    call: Call, lane: Lane, status: Status, error: str, seconds: float, running: int = 1
-) -> Outcome:
-    """The outcome of a call that brought no result; `running` when it has not killed its worker."""
-    tries = call.deaths + running
-    return Outcome(call.unit, status, None, error, seconds, lane.worker, tries)
-
-
-# ----------------------------------------------------------------------------------- Ray itself
 
 
 def _is_death(ray: Any, value: Any) -> bool:
@@ -333,145 +396,7 @@ def _is_death(ray: Any, value: Any) -> bool:
     return isinstance(value, errors.RayError) and not isinstance(value, errors.RayTaskError)
 
 
-def _cause(ray: Any, error: BaseException) -> tuple[Status, str]:
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "out_of_memory", "its worker was killed because memory ran out"
-    return "crashed", "its worker died"
-
-
-def _start(workers: int, cleanup: contextlib.ExitStack) -> Any:
-    """A private Ray on this machine with a core for each worker, reachable from this machine only.
-
-    What it leaves on disk and in the environment is put on `cleanup`.
-    """
-    folder = cleanup.enter_context(scratch("cellsearch-ray-", _LONGEST_FOLDER))
-    paths = list(filter(None, [os.environ.get("PYTHONPATH")]))
-    if _ROOT not in map(Path, [*site.getsitepackages(), site.getusersitepackages()]):
-        paths.insert(0, str(_ROOT))  # a checkout: workers find us wherever the driver runs
-    variables = _ONE_THREAD | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "RAY_TMPDIR": str(folder),  # Ray never deletes its session folders
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _TOKEN,
-        # Despite its name: on Linux too, 0 binds everything to 127.0.0.1.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Else the memory of Ray's server grows with every call (45 to 310 MB in 80,000 calls).
-        "RAY_task_events_report_interval_ms": "0",
-        # Ray would kill workers when *other* programs fill the memory.
-        "RAY_memory_monitor_refresh_ms": "0",
-    }
-    with _environment(variables):
-        ray = _import_ray()
-        _init(
-            ray,
-            address="local",  # never the default, which may hang on the remains of another Ray
-            num_cpus=workers,
-            include_dashboard=False,
-            object_store_memory=200 << 20,  # else 30 % of the memory; what exceeds it goes to disk
-        )
-    return ray
-
-
-def _join(address: str) -> Any:
-    """The cluster at an address, our packages sent along."""
-    # Before the import: Ray settles on a token when it is imported, and a local Ray that this
-    # process may start after an address has not answered needs ours.
-    _check_address(address)
-    ray = _import_ray()
-    modules = [str(_ROOT / name) for name in _PACKAGES if (_ROOT / name).is_dir()]
-    _init(ray, address=address, runtime_env={"py_modules": modules, "env_vars": _ONE_THREAD})
-    return ray
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise SearchError(
-            f"Ray cannot be imported ({error}): pip install ray, or use --workers 0"
-        ) from error
-    return ray
-
-
-def _init(ray: Any, **options: Any) -> None:
-    """ray.init, silent, without leaving its handler of SIGTERM in place of somebody's own."""
-    if ray.is_initialized():
-        raise SearchError("Ray is in use in this process already")
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except Exception as error:
-        raise SearchError(f"Ray does not start: {describe(error)}") from error
-    finally:
-        # Ray's own exits through `atexit`, which is better than what happens by default.
-        if here and before not in (None, signal.SIG_DFL):
-            signal.signal(signal.SIGTERM, before)
-    # Ray prints the deaths of workers on standard output, log_to_driver or not (ray#28216).
-    private: Any = getattr(ray, "_private", None)
-    if hasattr(private, "worker"):
-        private.worker._worker_logs_enabled = False
-
-
-def _check_address(address: str) -> None:
-    """Raise SearchError unless a cluster answers at `address` within seconds.
-
-    ray.init itself hangs for minutes on an address that is dead or not Ray's, and cannot be
-    interrupted: first see whether anything listens there, then connect from another process.
-    """
-    place = re.fullmatch(r"(?:ray://)?(?P<host>[^/:]+|\[[^\]]+\]):(?P<port>\d{1,5})", address)
-    if place is not None:
-        try:
-            target = (place["host"].strip("[]"), int(place["port"]))
-            socket.create_connection(target, timeout=_ANSWER / 3).close()
-        except (OSError, OverflowError) as error:
-            raise SearchError(f"no Ray cluster at {address}: {error}") from None
-    elif address != "auto":
-        raise SearchError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, not {address!r}")
-    script = (
-        "import ray, sys; "
-        "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
-    )
-    try:
-        answer = subprocess.run(  # noqa: S603 - our own script; the address is data to it
-            [sys.executable, "-c", script, address],
-            check=False,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=_ANSWER,
-        )
-    except subprocess.TimeoutExpired:
-        raise SearchError(f"no Ray cluster at {address}: no answer in {_ANSWER:g} s") from None
-    if answer.returncode != 0:
-        raise SearchError(f"no Ray cluster at {address}: {_last_error(answer.stderr)}")
-
-
-def _last_error(text: str) -> str:
-    """One line out of a traceback, which ends in "module.SomeError: text"; the text may be long."""
-    start = max((match.start() for match in re.finditer(r"^\w[\w.]*: ", text, re.M)), default=0)
-    words = " ".join(text[start:].split())
-    return words if len(words) <= 300 else f"{words[:297]}..."
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables for a while: Ray and its processes read them when they start."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _is_of_node(ray: Any, error: BaseException) -> bool:
+    """Whether a whole node was lost: contact broke off, or Ray says so (in words alone)."""
+    unavailable = isinstance(error, ray.exceptions.ActorUnavailableError)
+    return unavailable or "because its node has died" in str(error)

@@ -8,6 +8,7 @@ and machines is `search.cluster.RayExecutor`; the results must not depend on whi
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from typing import Any, Literal, Protocol
 Payload = dict[str, Any]
 UnitFunction = Callable[[Payload], dict[str, Any]]
 Status = Literal["ok", "crashed", "timeout", "out_of_memory"]
+#: What happened to workers and nodes: a kind (worker_lost, worker_recycled, node_joined, node_left)
+#: and plain data about it.
+Event = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Executor(Protocol):
         """
         ...
 
+    def events(self) -> list[Event]:
+        """What happened to the workers since the last call, for the reader of the run."""
+        ...
+
+    def drain(self) -> None:
+        """Drop what is queued, for good; `wait` gives the outcomes of what workers are at."""
+        ...
+
     def close(self) -> None:
         """Drop what is queued, stop what runs. Closing twice does nothing."""
         ...
@@ -81,6 +93,13 @@ class InlineExecutor:
         status, result, error, seconds = attempt(self._function, payload)
         return [Outcome(unit, status, result, error, seconds, "driver", 1)]
 
+    def events(self) -> list[Event]:
+        """None: there is no worker to lose."""
+        return []
+
+    def drain(self) -> None:
+        self._queue.clear()
+
     def close(self) -> None:
         self._queue.clear()
 
@@ -94,10 +113,13 @@ def attempt(
     result, message = None, None
     try:
         result = function(payload)
-    except MemoryError as error:
-        status, message = "out_of_memory", describe(error)
     except (Exception, SystemExit) as error:
         status, message = "crashed", describe(error)
+        # torch on a CPU has no exception of its own: "DefaultCPUAllocator: can't allocate memory".
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        ):
+            status = "out_of_memory"
     return status, result, message, time.perf_counter() - start
 
 
@@ -105,3 +127,10 @@ def describe(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def last_error(text: str) -> str:
+    """One line out of a traceback, which ends in "module.SomeError: text"; the text may be long."""
+    start = max((match.start() for match in re.finditer(r"^\w[\w.]*: ", text, re.M)), default=0)
+    words = " ".join(text[start:].split())
+    return words if len(words) <= 300 else f"{words[:297]}..."

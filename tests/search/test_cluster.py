@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search import cluster as cluster_module
-from search.cluster import RayExecutor, _cause, _is_death
+from search import address as addresses
+from search import host
+from search.cluster import RayExecutor, _is_death, _is_of_node
 from search.errors import SearchError
 from search.executor import Executor, InlineExecutor, Outcome, UnitFunction
 
@@ -31,6 +32,7 @@ def unit_function() -> UnitFunction:
         import builtins
         import ctypes
         import os
+        import signal
         import time
         from pathlib import Path
 
@@ -38,6 +40,8 @@ def unit_function() -> UnitFunction:
             file = Path(payload["pid_file"])
             if not file.exists():  # the first time only
                 file.write_text(str(os.getpid()))
+                if payload.get("do") == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
         time.sleep(payload.get("sleep", 0.0))
         match payload.get("do"):
@@ -60,7 +64,8 @@ def unit_function() -> UnitFunction:
 
                 data = builtins.cellsearch_test_data  # type: ignore[attr-defined]
                 return {
-                    "threads": [torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]],
+                    "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+                    "told": [os.environ[f"{name}_NUM_THREADS"] for name in payload["libraries"]],
                     "sum": float(data.sum()),
                     "writeable": data.flags.writeable,
                     "pid": os.getpid(),
@@ -108,6 +113,18 @@ def collect(executor: Executor) -> dict[int, Outcome]:
     return by_unit
 
 
+def both_up(executor: RayExecutor) -> set[str]:
+    """The names of both workers, once both answer."""
+    for _ in range(100):
+        for i in range(8):
+            executor.submit(i, {"x": i, "sleep": 0.05})
+        workers = {outcome.worker for outcome in collect(executor).values()}
+        if len(workers) == 2:
+            executor.events()
+            return workers
+    raise AssertionError("one of two workers is down")
+
+
 def test_results(executor: Executor):
     assert executor.wait() == []
     for i in range(100):
@@ -118,6 +135,7 @@ def test_results(executor: Executor):
         assert (outcome.status, outcome.error, outcome.attempts) == ("ok", None, 1)
         assert outcome.worker
         assert 0 <= outcome.seconds < 3
+    assert executor.events() == []
 
 
 @pytest.mark.parametrize(
@@ -125,7 +143,6 @@ def test_results(executor: Executor):
     [
         ({"do": "raise"}, "crashed", "ValueError: a clear"),
         ({"do": "exit"}, "crashed", "SystemExit: 3"),
-        ({"do": "memory"}, "out_of_memory", "MemoryError"),
         ({}, "crashed", "KeyError: 'x'"),
     ],
 )
@@ -135,6 +152,13 @@ def test_exceptions_are_outcomes(executor: Executor, payload: Any, status: str, 
     assert (outcome.unit, outcome.status, outcome.error) == (7, status, error)
     assert outcome.result is None
     assert outcome.attempts == 1
+
+
+def test_draining_drops_what_has_not_started():
+    executor = InlineExecutor(unit_function())
+    executor.submit(0, {"x": 1})
+    executor.drain()
+    assert executor.wait() == []
 
 
 def test_a_payload_belongs_to_the_submitter(executor: Executor):
@@ -177,12 +201,14 @@ def test_waiting_ends(ray_executor: RayExecutor):
 
 def test_workers_are_set_up_and_use_one_thread(ray_executor: RayExecutor):
     assert ray_executor.workers == 2
+    libraries = ["OMP", "MKL", "OPENBLAS", "NUMEXPR"]
     for i in range(20):
-        ray_executor.submit(i, {"do": "look"})
+        ray_executor.submit(i, {"do": "look", "libraries": libraries})
     looks = [o.result for o in collect(ray_executor).values()]
     assert all(look is not None for look in looks)
     for look in looks:
-        assert look["threads"] == [1, "1"]
+        assert look["threads"] == [1, 1]
+        assert look["told"] == ["1"] * len(libraries)
         assert look["sum"] == DATA.sum()
         assert not look["writeable"]  # shared by the workers
 
@@ -200,6 +226,35 @@ def test_a_killed_worker_costs_nobody_else_an_attempt(ray_executor: RayExecutor,
     assert sorted(outcomes) == list(range(9))
     assert {o.status for o in outcomes.values()} == {"ok"}
     assert {i: o.attempts for i, o in outcomes.items()} == {0: 2, **dict.fromkeys(range(1, 9), 1)}
+    (event,) = ray_executor.events()
+    worker = f"{socket.gethostname()}:{pid_file.read_text()}"
+    assert event == ("worker_lost", {"worker": worker, "unit": 0, "reason": "its worker died"})
+
+
+def test_a_unit_that_kills_its_first_worker_runs_on_the_other(
+    ray_executor: RayExecutor, tmp_path: Path
+):
+    workers = both_up(ray_executor)
+    pid_file = tmp_path / "pid"
+    ray_executor.submit(0, {"x": 3, "pid_file": str(pid_file), "do": "kill"})
+    (outcome,) = collect(ray_executor).values()
+    assert (outcome.status, outcome.result, outcome.attempts) == ("ok", {"square": 9}, 2)
+    (other,) = workers - {f"{socket.gethostname()}:{pid_file.read_text()}"}
+    assert outcome.worker == other
+
+
+def test_a_unit_whose_worker_freezes_runs_on_the_other(ray_executor: RayExecutor, tmp_path: Path):
+    workers = both_up(ray_executor)
+    pid_file = tmp_path / "pid"
+    ray_executor.submit(0, {"x": 3, "pid_file": str(pid_file)})
+    while not pid_file.exists() or not pid_file.read_text():
+        ray_executor.wait(0.05)
+    os.kill(int(pid_file.read_text()), signal.SIGSTOP)
+    (outcome,) = collect(ray_executor).values()
+    assert (outcome.status, outcome.result, outcome.attempts) == ("ok", {"square": 9}, 2)
+    (other,) = workers - {f"{socket.gethostname()}:{pid_file.read_text()}"}
+    assert outcome.worker == other
+    assert other in both_up(ray_executor)  # a frozen worker goes too, and leaves its core
 
 
 def test_a_poisonous_unit_is_given_up_and_the_others_finish(ray_executor: RayExecutor):
@@ -218,10 +273,21 @@ def test_a_unit_that_hangs_is_stopped(ray_executor: RayExecutor):
         ray_executor.submit(i, {"x": i, "do": "hang" if i == 1 else ""})
     outcomes = collect(ray_executor)
     hung = outcomes.pop(1)
-    assert (hung.status, hung.attempts) == ("timeout", 1)
-    assert hung.error == "no result within 3 s"
+    assert (hung.status, hung.attempts) == ("timeout", 2)
+    assert hung.error == "no result within 3 s (2 of 2 tries)"
     assert hung.seconds >= 3
     assert {(o.status, o.attempts) for o in outcomes.values()} == {("ok", 1)}
+
+
+def test_a_worker_that_the_kernel_kills_for_want_of_memory(
+    ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+):
+    both_up(ray_executor)
+    monkeypatch.setattr(host, "oom_kills", lambda: ray_executor._oom_kills + 1)
+    ray_executor.submit(0, {"x": 0, "do": "segfault"})
+    (outcome,) = collect(ray_executor).values()
+    assert (outcome.status, outcome.attempts) == ("out_of_memory", 2)
+    assert outcome.error == "its worker was killed because memory ran out (2 of 2 tries)"
 
 
 def test_errors_of_ray_are_told_apart(ray_executor: RayExecutor):
@@ -231,15 +297,12 @@ def test_errors_of_ray_are_told_apart(ray_executor: RayExecutor):
     memory = ray.exceptions.OutOfMemoryError("low on memory")
     node = ray.exceptions.ActorUnavailableError("no answer", None)
     inside = ray.exceptions.RayTaskError("run", "traceback", ValueError("x"))
-    assert [_is_death(ray, e) for e in (memory, node, inside, ValueError(), {})] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    assert _cause(ray, memory)[0] == "out_of_memory"
-    assert _cause(ray, node)[0] == "crashed"
+    deaths = [_is_death(ray, error) for error in (memory, node, inside, ValueError(), {})]
+    assert deaths == [True, True, False, False, False]
+    assert [_is_of_node(ray, error) for error in (memory, node)] == [False, True]
+    (lane, _) = ray_executor._dispatch.lanes
+    assert ray_executor._cause(lane, memory)[0] == "out_of_memory"
+    assert ray_executor._cause(lane, node) == ("crashed", "the node of its worker was lost")
 
 
 def test_one_executor_at_a_time(ray_executor: RayExecutor):
@@ -265,7 +328,7 @@ def test_a_wrong_address(address: str, message: str):
 
 
 def test_an_address_that_is_not_rays(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cluster_module, "_ANSWER", 3.0)
+    monkeypatch.setattr(addresses, "ANSWER", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(SearchError) as caught:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import cellgraph
+from search.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,3 +102,56 @@ def test_our_packages_travel_to_the_cluster(head: tuple[str, dict[str, str]], tm
         assert "/py_modules_files/" in result[package]
     assert result["threads"] == "1"
     assert result["key"] == cellgraph.load("gru").key()
+
+
+def test_the_commands_of_the_readme(tmp_path: Path):
+    """A head and two nodes on this machine, a search on them, and nothing left of either."""
+    (block,) = re.findall(
+        r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert block.count("ray start") == 1
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets need a short path
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
+    # What others on this machine may use at the same time is replaced, and the networks are small.
+    script = block.replace("6399", str(port)).replace("/tmp/ray-", f"{folder}/")
+    small = [f"tasks.{i}.{k}" for i in range(3) for k in ("params=[4000]", "rungs=[]")]
+    small += [f"tasks.{i}.{k}" for i in range(3) for k in ("eval_every=20", "steps=40")]
+    script = script.replace("--run runs", " ".join(f"--set {s}" for s in small) + " --run runs")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    log = tmp_path / "log"
+    try:
+        with log.open("w") as output:
+            done = subprocess.run(
+                ["bash", "-c", script],
+                cwd=tmp_path,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=300,
+            )
+    finally:
+        left = _running_in(folder)
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+    told = log.read_text()
+    assert "cluster: best of" in told, told
+    assert f"report: {Path('runs') / 'cluster' / 'report.html'}" in told
+    assert done.returncode == 0, told
+    assert left == []
+    folder.rmdir()  # which is empty
+    with Journal.read(tmp_path / "runs" / "cluster") as journal:
+        workers = {result.worker for result in journal.results()}
+    assert len(workers) == 2
+
+
+def _running_in(folder: Path) -> list[int]:
+    """The processes whose command line speaks of `folder`."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if str(folder).encode() in file.read_bytes() and int(file.parent.name) != os.getpid():
+                found.append(int(file.parent.name))
+    return found

@@ -5,39 +5,48 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.dispatch import Call, Dispatch, Lane
+from search.dispatch import NODE_LOSSES, Call, Dispatch, Lane
 
 
-def dispatch(lanes: int, units: int, attempts: int = 3) -> Dispatch:
-    made = Dispatch(lanes, attempts)
-    for lane in made.lanes:
-        lane.up = True
+def dispatch(lanes: int, units: int, attempts: int = 3, recycle: int | None = None) -> Dispatch:
+    made = Dispatch(attempts, recycle)
+    for _ in range(lanes):
+        up(made, made.add_lane())
     for unit in range(units):
-        made.add(Call(unit, {}, limit=10.0))
+        made.add(Call(unit, b"", limit=10.0))
     return made
 
 
+def up(made: Dispatch, lane: Lane) -> None:
+    made.start(lane, f"worker {lane.number}")
+
+
 def assigned(made: Dispatch, now: float = 0.0) -> list[tuple[int, int]]:
-    return [(lane.index, call.unit) for lane, call in made.assign(now)]
+    return [(lane.number, call.unit) for lane, call in made.assign(now)]
 
 
 def units(lane: Lane) -> list[int]:
     return [call.unit for call in lane.calls]
 
 
+def answer(made: Dispatch, lane: Lane, now: float = 0.0) -> None:
+    made.finish(lane, lane.calls[0], now)
+
+
 def test_every_lane_gets_one_call_before_any_gets_two():
     made = dispatch(lanes=3, units=7)
     assert assigned(made) == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4), (2, 5)]
     assert assigned(made) == []
-    made.finish(made.lanes[1], made.lanes[1].calls[0], now=1.0)
+    answer(made, made.lanes[1], now=1.0)
     assert assigned(made) == [(1, 6)]
     assert made.outstanding == 6
 
 
 def test_lanes_that_are_down_get_nothing():
     made = dispatch(lanes=2, units=3)
-    made.lanes[0].up = False
+    made.lose(made.lanes[0])
     assert assigned(made) == [(1, 0), (1, 1)]
+    assert made.outstanding == 3
 
 
 def test_the_clock_of_a_call_starts_when_it_is_the_oldest():
@@ -46,9 +55,9 @@ def test_the_clock_of_a_call_starts_when_it_is_the_oldest():
     assert lane.deadline is None
     assigned(made, now=5.0)
     assert lane.deadline == 15.0
-    made.finish(lane, lane.calls[0], now=12.0)
+    answer(made, lane, now=12.0)
     assert lane.deadline == 22.0
-    made.finish(lane, lane.calls[0], now=13.0)
+    answer(made, lane, now=13.0)
     assert lane.deadline is None
 
 
@@ -68,25 +77,36 @@ def test_only_the_oldest_call_of_a_dead_lane_is_blamed():
     assert made.lose(lane) is None
     assert not lane.up
     assert made.outstanding == 4
-    lane.up = True
-    assert assigned(made) == [(0, 0)]  # the suspect, alone
-    assert lane.calls[0].deaths == 1
-    made.finish(lane, lane.calls[0], now=1.0)
+    up(made, lane)
+    assert assigned(made) == [(0, 0)]  # the suspect, alone, and here as there is no other lane
+    assert lane.calls[0].failures == 1
+    answer(made, lane)
     assert assigned(made) == [(0, 1), (0, 2)]  # its mate, as if nothing had happened
-    assert [call.deaths for call in lane.calls] == [0, 0]
+    assert [call.failures for call in lane.calls] == [0, 0]
 
 
-def test_a_suspect_gets_the_next_lane_that_is_empty():
+def test_a_suspect_is_tried_on_another_lane():
     made = dispatch(lanes=2, units=9)
     first, second = made.lanes
-    assigned(made)  # first: 0 2, second: 1 3
+    assert assigned(made) == [(0, 0), (1, 1), (0, 2), (1, 3)]
     made.lose(first)
-    made.finish(second, second.calls[0], now=1.0)
-    assert assigned(made) == []  # no second call anywhere as long as a suspect waits
-    made.finish(second, second.calls[0], now=2.0)
-    assert assigned(made) == [(1, 0)]
-    first.up = True
-    assert assigned(made) == [(0, 2), (0, 4)]
+    up(made, first)
+    # Its own lane goes on, with one call at a time as long as the suspect waits for the other.
+    assert assigned(made) == [(0, 2)]
+    answer(made, second)
+    assert assigned(made) == []
+    answer(made, second)
+    assert assigned(made) == [(1, 0), (0, 4)]
+
+
+def test_a_suspect_does_not_wait_for_a_lane_that_is_down():
+    made = dispatch(lanes=2, units=3)
+    first, second = made.lanes
+    assigned(made)
+    made.lose(first)
+    made.lose(second, node=True)
+    up(made, first)
+    assert assigned(made) == [(0, 0)]
 
 
 def test_a_call_that_kills_too_often_is_given_up():
@@ -94,24 +114,123 @@ def test_a_call_that_kills_too_often_is_given_up():
     lane = made.lanes[0]
     assigned(made)
     assert made.lose(lane) is None
-    lane.up = True
+    up(made, lane)
     assigned(made)
     given_up = made.lose(lane)
     assert given_up is not None
-    assert (given_up.unit, given_up.deaths) == (0, 2)
+    assert (given_up.unit, given_up.failures, given_up.starts) == (0, 2, 2)
     assert made.outstanding == 0
     assert made.lose(lane) is None  # an idle lane dies without anybody to blame
 
 
-def test_evicting_for_a_timeout_blames_nobody():
+def test_a_lost_node_blames_nobody_at_first():
+    made = dispatch(lanes=1, units=3, attempts=1)
+    lane = made.lanes[0]
+    for losses in range(1, NODE_LOSSES):
+        assert assigned(made) == [(0, 0), (0, 1)]
+        assert made.lose(lane, node=True) is None
+        assert made.outstanding == 3
+        up(made, lane)
+        assert losses < NODE_LOSSES
+    assigned(made)
+    given_up = made.lose(lane, node=True)
+    assert given_up is not None
+    assert (given_up.unit, given_up.failures, given_up.starts) == (0, 0, NODE_LOSSES)
+
+
+def test_a_suspect_on_a_lost_node_stays_a_suspect():
     made = dispatch(lanes=1, units=3)
     lane = made.lanes[0]
     assigned(made)
-    oldest = made.evict(lane)
-    assert oldest is not None
-    assert (oldest.unit, oldest.deaths) == (0, 0)
-    lane.up = True
-    assert assigned(made) == [(0, 1), (0, 2)]
+    for _ in range(2):
+        made.lose(lane, node=lane.calls[0].failures > 0)
+        up(made, lane)
+        assert assigned(made) == [(0, 0)]
+
+
+def test_a_worker_that_answered_but_failed_is_replaced():
+    made = dispatch(lanes=2, units=5, attempts=2)
+    first, second = made.lanes
+    assigned(made)
+    failed = first.calls[0]
+    assert made.fail(first, failed, 1.0) is None
+    assert made.replaceable() == []  # something is in flight on it
+    answer(made, first)
+    assert made.replaceable() == [first]
+    answer(made, second)
+    answer(made, second)
+    assert assigned(made) == [(1, 0)]  # alone on the other
+    assert made.fail(second, failed, 2.0) is failed
+    assert made.outstanding == 1
+
+
+def test_recycling_waits_for_the_calls_in_flight():
+    made = dispatch(lanes=1, units=9, recycle=2)
+    lane = made.lanes[0]
+    assigned(made)
+    answer(made, lane)
+    assert assigned(made) == [(0, 2)]
+    answer(made, lane)
+    assert assigned(made) == []  # two are answered, the third is under way
+    assert made.replaceable() == []
+    answer(made, lane)
+    assert made.replaceable() == [lane]
+    assert made.lose(lane) is None
+    assert made.replaceable() == []
+    up(made, lane)
+    assert assigned(made) == [(0, 3), (0, 4)]
+
+
+def test_one_lane_is_recycled_at_a_time():
+    made = dispatch(lanes=2, units=20, recycle=1)
+    first, second = made.lanes
+    assigned(made)
+    answer(made, first)
+    answer(made, second)
+    assert [lane.retiring for lane in made.lanes] == [True, False]
+    answer(made, first)
+    made.lose(first)
+    assigned(made)
+    answer(made, second)
+    assert not second.retiring
+    up(made, first)
+    assigned(made)
+    answer(made, second)
+    assert second.retiring
+
+
+def test_recycling_does_not_wait_for_ever_for_a_worker_that_never_comes():
+    made = dispatch(lanes=2, units=20, recycle=1)
+    first, second = made.lanes
+    assigned(made)
+    answer(made, first, now=0.0)
+    answer(made, second, now=59.0)
+    assert not second.retiring
+    answer(made, second, now=61.0)
+    assert second.retiring
+
+
+def test_draining_starts_nothing():
+    made = dispatch(lanes=2, units=9)
+    first, second = made.lanes
+    assigned(made)
+    made.drain()
+    assert made.outstanding == 4
+    made.lose(first)
+    up(made, first)
+    assert assigned(made) == []
+    answer(made, second)
+    answer(made, second)
+    assert made.outstanding == 0
+
+
+def test_removed_lanes_get_nothing():
+    made = dispatch(lanes=2, units=9)
+    made.lose(made.lanes[0])
+    made.remove_lane(made.lanes[0])
+    assert [lane.number for lane in made.lanes] == [1]
+    assert made.add_lane().number == 2
+    assert assigned(made) == [(1, 0), (1, 1)]
 
 
 @given(
@@ -119,32 +238,45 @@ def test_evicting_for_a_timeout_blames_nobody():
     count=st.integers(0, 12),
     poison=st.sets(st.integers(0, 11)),
     attempts=st.integers(1, 3),
+    recycle=st.sampled_from([None, 1, 3]),
     choices=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=60),
 )
 def test_every_call_ends_exactly_once_and_only_killers_are_given_up(
-    lanes: int, count: int, poison: set[int], attempts: int, choices: list[tuple[int, bool]]
+    lanes: int,
+    count: int,
+    poison: set[int],
+    attempts: int,
+    recycle: int | None,
+    choices: list[tuple[int, bool]],
 ):
-    made = dispatch(lanes, count, attempts)
+    made = dispatch(lanes, count, attempts, recycle)
     ended: list[int] = []
     turn = 0
     while made.outstanding:
         assert turn < 1000
-        list(made.assign(float(turn)))
+        for lane in made.replaceable():
+            assert made.lose(lane) is None
+        before = made.outstanding
+        for lane, call in made.assign(float(turn)):
+            others = [other for other in made.lanes if other.up and other is not lane]
+            assert call.failed_on is not lane or not others
+        assert made.outstanding == before
         pick, restart = choices[turn % len(choices)] if choices else (turn, True)
         turn += 1
         lane = made.lanes[pick % lanes] if turn % 2 else made.lanes[turn // 2 % lanes]
         if not lane.up:
-            lane.up = restart or turn > 100
+            if restart or turn > 100:
+                up(made, lane)
         elif lane.calls:
-            suspects = [call for call in lane.calls if call.deaths]
+            suspects = [call for call in lane.calls if call.failures]
             assert not suspects or len(lane.calls) == 1
             oldest = lane.calls[0]
             if oldest.unit in poison:
                 given_up = made.lose(lane)
-                assert (given_up is oldest) == (oldest.deaths == attempts)
+                assert (given_up is oldest) == (oldest.failures == attempts)
                 ended += [given_up.unit] if given_up else []
             else:
-                assert oldest.deaths == 0
-                made.finish(lane, oldest, float(turn))
+                assert oldest.failures == 0
+                answer(made, lane, float(turn))
                 ended.append(oldest.unit)
     assert sorted(ended) == list(range(count))
