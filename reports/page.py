@@ -17,7 +17,7 @@ import jinja2
 
 import cellgraph as cg
 from cellgraph import CellError
-from reports import wording
+from reports import confirmed, wording
 from reports.collect import Run
 from reports.equations import aligned, inherited, lines
 from reports.facts import NOTE, leaderboard_data, status_data
@@ -88,6 +88,7 @@ def context(run: Run) -> dict[str, Any]:
         "curves": [_curves(run, stage) for stage in run.tasks],
         "progress": _progress(run),
         "failures": _failures(run),
+        "confirmed": confirmed.fragment(run.directory),
     }
 
 
@@ -98,7 +99,7 @@ def _stage(run: Run, stage: Stage) -> dict[str, Any]:
     return {
         "stage": stage,
         "trainings": len(mine),
-        "failed": sum(training.status != "ok" for training in mine),
+        "failed": sum(training.status not in ("ok", "rejected") for training in mine),
         "seconds": sum(run.results[unit].seconds for unit in units if unit in run.results),
         "options": wording.settings(described.get("options", {})),
         "data": described.get("data"),
@@ -205,7 +206,8 @@ def _stairs(points: Sequence[Point]) -> list[Point]:
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:
-    """By stage and status: how many trainings of how many cells, and the first as an example."""
+    """By stage and status: how many trainings of how many cells did not come to their end, those
+    that were rejected among them, and the first as an example."""
     groups: dict[tuple[str, str], list[Training]] = {}
     for stage in run.stages:
         for training in run.trainings:

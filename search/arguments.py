@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from search.bench import request
@@ -36,8 +37,10 @@ def parser() -> Parser:
     _cells(command)
     data = commands.add_parser("data", help="data sets: list, fetch, path")
     _data(data.add_subparsers(metavar="list|fetch|path", required=True))
-    bench = commands.add_parser("bench", help="how fast this machine is: kernels")
-    _bench(bench.add_subparsers(metavar="kernels", required=True))
+    bench = commands.add_parser("bench", help="how fast this machine is: kernels, search")
+    kinds = bench.add_subparsers(metavar="kernels|search", required=True)
+    _bench_kernels(kinds)
+    _bench_search(kinds)
     doctor = command("doctor", "what this machine has, what it lacks, and how to get it")
     _json(doctor)
     return top
@@ -70,9 +73,34 @@ def _runs(command: Callable[[str, str], Parser]) -> None:
         "--hidden", type=whole(1), default=64, metavar="N", help="H and X for --schedule (64)"
     )
     _json(made)
-    made = command("report", "write the page of a run")
+    made = command("report", "write the page of a run, or its candidates and curves as data")
     _run(made)
     made.add_argument("--out", help="the HTML file (default: RUN/report.html)")
+    made.add_argument(
+        "--parquet",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="candidates.parquet and curves.parquet instead, into DIR (default: RUN); unit and "
+        "meaning of every column are in their metadata",
+    )
+    _confirm(command("confirm", "retrain the best cells and baselines: results, not search scores"))
+
+
+def _confirm(made: Parser) -> None:
+    """Defaults stand in `search.confirmation.Options`: what is left out when a confirmation goes on
+    is what it began with."""
+    _run(made)
+    add = made.add_argument
+    add("--top", type=whole(1), metavar="N", help="so many of the best cells found (10)")
+    add("--random", type=whole(0), metavar="N", help="random cells that passed the filter (5)")
+    add("--settings", type=whole(1), metavar="N", help="to choose from, the same for all cells (8)")
+    add("--seeds", type=whole(2), metavar="N", help="fresh ones, measured on test data (5)")
+    add("--tasks", type=words, metavar="NAME,…", help="of the run (all)")
+    add("--steps-scale", type=number(math.inf), metavar="X", help="steps, times the search's (1)")
+    add("--alpha", type=number(1), metavar="P", help="level of all tests together (0.05)")
+    _workers(made)
+    _json(made)
 
 
 def _cells(command: Callable[[str, str], Parser]) -> None:
@@ -110,7 +138,7 @@ def _data(kinds: argparse._SubParsersAction[Parser]) -> None:
     command("path", "the folders that are searched for data")
 
 
-def _bench(kinds: argparse._SubParsersAction[Parser]) -> None:
+def _bench_kernels(kinds: argparse._SubParsersAction[Parser]) -> None:
     text = "compiled cells beside what they replace, on one thread; about 6 minutes"
     made = kinds.add_parser("kernels", help=text, description=f"{text}.".capitalize())
     made.set_defaults(command="bench kernels")
@@ -140,11 +168,36 @@ def _bench(kinds: argparse._SubParsersAction[Parser]) -> None:
     )
     made.add_argument(
         "--parts",
-        type=parts,
+        type=parts(request.PARTS),
         default=request.PARTS,
         metavar="PART,…",
         help=f"only these measurements ({','.join(request.PARTS)})",
     )
+    _json(made)
+
+
+def _bench_search(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "what a search costs beside its trainings, with evaluations that do nothing"
+    made = kinds.add_parser("search", help=text, description=f"{text}.".capitalize())
+    made.set_defaults(command="bench search")
+    made.add_argument(
+        "--candidates",
+        type=whole(20),
+        nargs="+",
+        default=request.CANDIDATES,
+        metavar="N",
+        help=f"sizes of the searches ({' '.join(map(str, request.CANDIDATES))})",
+    )
+    made.add_argument("--workers", type=whole(1), default=2, metavar="N", help="of Ray (2)")
+    made.add_argument("--seed", type=whole(0), default=0, help="of searches and mutants (0)")
+    made.add_argument(
+        "--parts",
+        type=parts(request.SEARCH_PARTS),
+        default=request.SEARCH_PARTS,
+        metavar="PART,…",
+        help=f"only these measurements ({','.join(request.SEARCH_PARTS)})",
+    )
+    made.add_argument("--folder", help="where journals are written (default: temporary files)")
     _json(made)
 
 
@@ -176,6 +229,22 @@ def whole(least: int) -> Callable[[str], int]:
     return read
 
 
+def number(below: float) -> Callable[[str], float]:
+    """A reader of numbers between 0 and `below`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < below:
+            most = f" and below {below:g}" if below < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0{most}")
+        return value
+
+    return read
+
+
 def edits(text: str) -> tuple[int, int]:
     """`1-3` as (1, 3)."""
     low, _, high = text.partition("-")
@@ -200,11 +269,15 @@ def shape(text: str) -> request.Shape:
     return request.Shape(*map(int, sizes))
 
 
-def parts(text: str) -> tuple[str, ...]:
-    """`rates,cells` as ("rates", "cells")."""
-    found = words(text)
-    for name in found:
-        if name not in request.PARTS:
-            known = ", ".join(request.PARTS)
-            raise argparse.ArgumentTypeError(f"no part {name!r}, expected some of {known}")
-    return found
+def parts(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A reader of some of the known names: `rates,cells` as ("rates", "cells")."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = words(text)
+        for name in found:
+            if name not in known:
+                expected = f"expected some of {', '.join(known)}"
+                raise argparse.ArgumentTypeError(f"no part {name!r}, {expected}")
+        return found
+
+    return read

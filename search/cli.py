@@ -93,12 +93,9 @@ def _replay(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _running(directory: Path) -> Iterator[Callable[[Algorithm, Plan], Observer]]:
-    """Show progress as soon as there is an algorithm; a polite kill (SIGTERM) stops like Ctrl-C."""
+    """Show progress as soon as there is an algorithm."""
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    with ExitStack() as stack:
+    with _terminable(), ExitStack() as stack:
 
         def watch(algorithm: Algorithm, plan: Plan) -> Observer:
             from rich.console import Console
@@ -107,14 +104,26 @@ def _running(directory: Path) -> Iterator[Callable[[Algorithm, Plan], Observer]]
 
             return stack.enter_context(Progress(str(directory), algorithm, Console()))
 
-        before = signal.signal(signal.SIGTERM, interrupt)
-        stack.callback(signal.signal, signal.SIGTERM, before)
         try:
             yield watch
         except KeyboardInterrupt:
             if (directory / FILE).exists():
                 print(f"go on with: cellsearch resume {directory}", file=sys.stderr)
             raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A polite kill (SIGTERM) stops like Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _free(folder: Path, name: str) -> Path:
@@ -133,6 +142,29 @@ def _finish(directory: Path) -> None:
     run = collect.read(directory)
     tables.leaderboard(run, 10)
     print(f"report: {page.write(run, directory / 'report.html')}")
+
+
+def _confirm(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from reports import collect, confirmed, measured, page
+    from search.confirmation import Options, confirm
+    from search.confirmation.progress import Progress
+
+    directory = Path(options.run)
+    given = {name: getattr(options, name) for name in Options.__dataclass_fields__}
+    with _terminable(), Progress(f"confirm {directory}", Console(stderr=True)) as watch:
+        try:
+            confirm(directory, given, workers=options.workers, address=options.address, watch=watch)
+        except KeyboardInterrupt:
+            print(f"go on with: cellsearch confirm {directory}", file=sys.stderr)
+            raise
+    document = measured.read(directory)
+    report = page.write(collect.read(directory), directory / "report.html")
+    if options.json:
+        _print_json(document)
+    else:
+        print(f"{confirmed.text(document)}\nreport: {report}")
 
 
 # -- looking
@@ -191,6 +223,13 @@ def _schedule(target: str, hidden: int, as_json: bool) -> None:
 def _report(options: argparse.Namespace) -> None:
     from reports import collect, page
 
+    if options.parquet is not None:
+        from reports import parquet
+
+        for path in parquet.write(collect.read(options.run), options.parquet or None):
+            print(path)
+        if options.out is None:
+            return
     out = Path(options.out or Path(options.run) / "report.html")
     if out.exists() and out.suffix.lower() not in (".html", ".htm"):
         raise SearchError(f"{out} exists and is no page, expected a name that ends in .html")
@@ -315,6 +354,28 @@ def _bench_kernels(options: argparse.Namespace) -> None:
         print(summary.text(found))
 
 
+def _bench_search(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from search.bench import search, search_summary
+    from search.bench.progress import Progress
+    from search.bench.request import SearchRequest
+
+    request = SearchRequest(
+        candidates=tuple(options.candidates),
+        workers=options.workers,
+        seed=options.seed,
+        parts=options.parts,
+        folder=options.folder,
+    )
+    with Progress(Console(stderr=True)) as progress:
+        found = search.measure(request, progress)
+    if options.json:
+        _print_json(search_summary.data(found))
+    else:
+        print(search_summary.text(found))
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from search import doctor
 
@@ -341,6 +402,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "resume": _resume,
     "status": _status,
     "replay": _replay,
+    "confirm": _confirm,
     "inspect": _inspect,
     "report": _report,
     "export": _export,
@@ -350,6 +412,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "data fetch": _data_fetch,
     "data path": _data_path,
     "bench kernels": _bench_kernels,
+    "bench search": _bench_search,
     "doctor": _doctor,
 }
 

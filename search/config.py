@@ -85,7 +85,7 @@ class MutationConfig:
     # Edits of one child: "per_node" draws p ~ U[0, 1] once and edits every node with probability p;
     # [low, high] draws the number of edits uniformly (Jozefowicz et al. 2015 state both).
     edits: Literal["per_node"] | tuple[Count, Count] = "per_node"
-    # Draws until a valid cell appears that may be tried now; then another parent is picked.
+    # Draws until a valid cell appears that may be tried now; then other parents are picked.
     attempts: Count = 100
     # Probability that a proposal crosses two parents instead of editing one.
     crossover: Probability = 0.0
@@ -99,13 +99,23 @@ class MutationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The evolutionary search; the numbers are those of Jozefowicz et al. 2015 where it has any."""
+    """The search; the numbers are those of Jozefowicz et al. 2015 where it has any."""
 
+    # Who the parents are (search/algorithms): jozefowicz (a pool of the best), aging (regularised
+    # evolution), nsga2 (score against parameters and time), random (no selection: the baseline).
     algorithm: Text = "jozefowicz"
     # Proposals to try, beside the seeds.
     candidates: Count = 60
-    # The best cells that are kept as parents.
+    # The best cells that are kept: the parents in jozefowicz; aging and nsga2 have a population of
+    # this size besides.
     pool: Count = 100
+    # aging: how many members of the population compete to be the parent.
+    tournament: Count = 10
+    # random: a proposal is a random walk of at most this many mutations from a random seed.
+    walk: Count = 8
+    # May a cell that is known be tried again on other settings? The paper does so; else a duplicate
+    # takes the results in the archive, and so does a cell whose values equal those of another.
+    retry: bool = True
     # The cells that the pool starts with: zoo names or paths of .cell files.
     seeds: Annotated[tuple[Text, ...], DISTINCT] = ("lstm", "gru")
     # The seed whose best result is 1.0 on the scale of scores.
@@ -131,6 +141,18 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RungConfig:
+    """An early decision: after some steps the worst settings of a candidate stop."""
+
+    # Training steps; a multiple of eval_every.
+    steps: Count
+    # How many settings go on; none stated, all that reach the bar.
+    keep: Count | None = None
+    # Share of the best that the baseline had reached after as many steps; none stated, no bar.
+    bar: Annotated[float, Rule("a number of at least 0", lambda v: v >= 0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Training:
     """What the filter and the stages share: a task, how long to train on it, at which sizes."""
 
@@ -144,10 +166,21 @@ class _Training:
     options: dict[str, Any] = field(default_factory=dict)
     # Replaces the grid of the run here.
     grid: GridConfig | None = None
+    # Successive halving over the settings of a candidate.
+    rungs: tuple[RungConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if self.eval_every > self.steps:
             raise FieldError("eval_every", f"{self.eval_every} exceeds steps: {self.steps}")
+        last = 0
+        for index, rung in enumerate(self.rungs):
+            if not last < rung.steps < self.steps or rung.steps % self.eval_every:
+                raise FieldError(
+                    f"rungs.{index}.steps",
+                    f"{rung.steps}, expected a multiple of eval_every ({self.eval_every}) between "
+                    f"{last} and {self.steps}",
+                )
+            last = rung.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +188,20 @@ class FilterConfig(_Training):
     """The cheap first test: one random setting must learn a task that any useful cell learns."""
 
     task: Text = "memorisation"
-    # The accuracy to reach.
+    # The accuracy to reach, or, if relative, the share of the baseline's best.
     threshold: Probability = 0.95
+    # The seeds are trained on this task too, and thresholds are shares of the baseline's results.
+    relative: bool = False
+    # A test of milliseconds before any training: does anything move, does anything explode?
+    screen: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, rung in enumerate(self.rungs):
+            if rung.bar is not None and not self.relative:
+                raise FieldError(
+                    f"rungs.{index}.bar", "is a share of the baseline's, expected relative: true"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +231,10 @@ class Config:
     workers: Natural | None = None
     # Wall-clock guard in seconds for one setting; results must not depend on it.
     timeout: Positive = 600.0
-    # Tries of a unit of work whose worker died.
-    attempts: Count = 3
+    # Tries of a unit of work whose worker died, each on another worker where there is one.
+    attempts: Count = 2
+    # Units after which a worker process is replaced by a new one; compiled cells stay in memory.
+    recycle: Count = 2000
     search: SearchConfig = field(default_factory=SearchConfig)
     filter: FilterConfig | None = None
     # The stages of the funnel, in order.

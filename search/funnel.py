@@ -13,9 +13,9 @@ from typing import Any
 
 import cellgraph as cg
 from cellgraph import CellGraph
-from evaluators import Budget, Grid, Settings, tasks
+from evaluators import Budget, Grid, Rung, Settings, tasks
 from evaluators.task import Task
-from search.config import Config, FilterConfig, GridConfig, StageConfig
+from search.config import Config, FilterConfig, GridConfig, RungConfig, StageConfig
 from search.errors import SearchError
 
 #: Planned seconds of one elementwise or matrix call, forward and backward together, and of one
@@ -26,8 +26,8 @@ CALL_SECONDS, FLOP_SECONDS = 10e-6, 5e-11
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the funnel; `threshold` is an accuracy for the filter, a ratio to the baseline
-    for a task."""
+    """One step of the funnel. `threshold` is a share of the baseline's best; in a filter that is
+    not `relative`, an accuracy. `screen`: cells are looked at before they are trained here."""
 
     name: str
     task: Task
@@ -36,6 +36,9 @@ class Stage:
     budget: Budget
     threshold: float
     is_filter: bool
+    rungs: tuple[RungConfig, ...] = ()
+    relative: bool = True
+    screen: bool = False
 
     def metric(self, record: Mapping[str, Any]) -> float | None:
         """What a training counts for: its metric when it ended well, else None. Failures improve
@@ -56,18 +59,42 @@ class Stage:
                 found = value
         return found
 
-    def cost(self, cell: CellGraph, settings: Sequence[Settings]) -> float:
+    def bars(self, baseline: Sequence[float | None], *, halving: bool) -> tuple[Rung, ...]:
+        """The rungs of a unit. baseline: the baseline's best at each of them, None where it is not
+        known. Without halving nobody is stopped: the values there are only measured."""
+        if not halving:
+            return tuple(Rung(steps=rung.steps) for rung in self.rungs)
+        return tuple(
+            Rung(steps=rung.steps, keep=rung.keep, bar=self.bar(rung.bar, base))
+            for rung, base in zip(self.rungs, baseline, strict=True)
+        )
+
+    def bar(self, share: float | None, base: float | None) -> float | None:
+        """The metric at which the ratio to the baseline's is `share`."""
+        if not share or base is None:
+            return None
+        return share * base if self.task.maximise else base / share
+
+    def cost(
+        self, cell: CellGraph, settings: Sequence[Settings], rungs: Sequence[Rung] = ()
+    ) -> float:
         """Planned seconds, a pure function of cell, settings and budget, whatever early stopping
-        does later."""
+        does later: of the settings that may go on, the dearest do."""
+        seconds = sorted((self._step_cost(cell, setting) for setting in settings), reverse=True)
+        total, begin = 0.0, 0
+        for rung in rungs:
+            total += (rung.steps - begin) * sum(seconds)
+            begin, seconds = rung.steps, seconds[: rung.keep]
+        return total + (self.budget.steps - begin) * sum(seconds)
+
+    def _step_cost(self, cell: CellGraph, setting: Settings) -> float:
+        """Planned seconds of one training step."""
         inner = sum(1 for node in cell.nodes if node.args)
-        total = 0.0
-        for setting in settings:
-            # Parameters of a model are used once a step and row, and about twice more in the
-            # backward pass.
-            flops = 6.0 * setting.params * self.task.unroll * self.task.batch_size
-            calls = inner * setting.layers * self.task.unroll
-            total += self.budget.steps * (calls * CALL_SECONDS + flops * FLOP_SECONDS)
-        return total
+        # Parameters of a model are used once a step and row, and about twice more in the backward
+        # pass.
+        flops = 6.0 * setting.params * self.task.unroll * self.task.batch_size
+        calls = inner * setting.layers * self.task.unroll
+        return calls * CALL_SECONDS + flops * FLOP_SECONDS
 
 
 def stages(config: Config) -> list[Stage]:
@@ -107,6 +134,9 @@ def _stage(entry: FilterConfig | StageConfig, config: Config) -> Stage:
         ),
         threshold=entry.threshold if isinstance(entry, FilterConfig) else config.search.threshold,
         is_filter=is_filter,
+        rungs=entry.rungs,
+        relative=entry.relative if isinstance(entry, FilterConfig) else True,
+        screen=isinstance(entry, FilterConfig) and entry.screen,
     )
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -22,7 +26,7 @@ import yaml
 import cellgraph as cg
 from cellgraph import CellGraph
 from search import funnel, work
-from search.algorithms import Algorithm, create
+from search.algorithms import Algorithm, Recall, create, nothing
 from search.cluster import RayExecutor
 from search.config import Config
 from search.errors import SearchError
@@ -44,8 +48,9 @@ class Plan:
     stages: list[Stage]
     seeds: list[CellGraph]
 
-    def algorithm(self) -> Algorithm:
-        return create(self.config, self.stages, self.seeds)
+    def algorithm(self, recall: Recall = nothing) -> Algorithm:
+        """recall: what a journal holds already, if it is to be trusted."""
+        return create(self.config, self.stages, self.seeds, recall)
 
     def environment(self) -> dict[str, Any]:
         """Versions, platform and the data with their checksums."""
@@ -128,17 +133,25 @@ def resume(
 
 
 def replay(
-    directory: Path, *, watch: Callable[[Algorithm, Plan], Observer]
+    directory: Path, *, watch: Callable[[Algorithm, Plan], Observer], verify: bool = True
 ) -> tuple[Algorithm, bool]:
     """Rebuild every proposal and the pool from the journal, without training.
 
-    Returns the algorithm in its last state, and whether the run had come to its end. Raises
-    SearchError where the journal differs from what its configuration leads to.
+    Returns the algorithm in its last state, and whether the run had come to its end. With `verify`
+    every proposal is drawn again; SearchError where the journal differs from what its configuration
+    leads to. Without, the journal's proposals are taken as they are, many times faster.
     """
     with Journal.read(directory) as journal:
         ready = _planned(journal, directory)
-        algorithm = ready.algorithm()
-        loop = Loop(algorithm, journal, None, ready.config.virtual_workers, watch(algorithm, ready))
+        algorithm = ready.algorithm() if verify else ready.algorithm(journal.candidate)
+        loop = Loop(
+            algorithm,
+            journal,
+            None,
+            ready.config.virtual_workers,
+            watch(algorithm, ready),
+            verify=verify,
+        )
         return algorithm, loop.run()
 
 
@@ -150,16 +163,39 @@ def _carry(
     kind: str,
     address: str | None,
 ) -> None:
-    algorithm = ready.algorithm()
+    algorithm = ready.algorithm(journal.candidate)
     journal.write(events=[EventRow(kind, {"workers": executor.workers, "address": address})])
+    observer = watch(algorithm, ready)
+    loop = Loop(algorithm, journal, executor, ready.config.virtual_workers, observer)
     try:
-        Loop(
-            algorithm, journal, executor, ready.config.virtual_workers, watch(algorithm, ready)
-        ).run()
+        with _stopping(loop):
+            complete = loop.run()
     except KeyboardInterrupt:
         journal.write(events=[EventRow("interrupted")])
         raise
-    journal.write(events=[EventRow("finished")])
+    journal.write(events=[EventRow("finished" if complete else "interrupted")])
+    if not complete:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _stopping(loop: Loop) -> Iterator[None]:
+    """Ctrl-C lets the workers finish what they are at; a second one stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if loop.stopping:
+            raise KeyboardInterrupt
+        loop.stop()
+        print("stopping when the workers are done; again to stop now", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _planned(journal: Journal, directory: Path) -> Plan:
@@ -205,6 +241,7 @@ def _executor(ready: Plan, address: str | None) -> Executor:
         address=address,
         timeout=config.timeout,
         attempts=config.attempts,
+        recycle=config.recycle,
         setup=work.prepare,
         setup_args=(sets,),
     )
@@ -220,6 +257,7 @@ def _about(stage: Stage) -> dict[str, Any]:
         "family": task.family,
         "filter": stage.is_filter,
         "threshold": stage.threshold,
+        "relative": stage.relative,
         "steps": stage.budget.steps,
         "settings_in_grid": len(stage.grid),
     }

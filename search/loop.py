@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from search.algorithms import Algorithm, Work
@@ -37,36 +37,40 @@ class Observer(Protocol):
 @dataclass
 class Loop:
     """One run of one algorithm. `executor=None` replays what the journal holds and trains
-    nothing."""
+    nothing.
+
+    A run that goes on reads back what the journal holds, row by row. With `verify`, every row is
+    compared with what the algorithm proposes, which then must not have been told to recall it.
+    """
 
     algorithm: Algorithm
     journal: Journal
     executor: Executor | None
     virtual_workers: int
     observer: Observer
+    verify: bool = False
     now: float = 0.0  # virtual time
     asked: int = 0
+    written: int = 0  # units in the journal; those behind are new
+    stopping: bool = False  # take what the workers are at, and start nothing else
     running: list[tuple[float, int]] = field(default_factory=list)  # heap of (virtual end, unit)
     works: dict[int, tuple[UnitRow, Work]] = field(default_factory=dict)  # those that run
     results: dict[int, ResultRow] = field(default_factory=dict)  # durable ones, by unit
+    replayed: set[int] = field(default_factory=set)  # of those, what an earlier driver wrote
     reasons: set[str] = field(default_factory=set)  # of fallbacks, that the journal tells of
 
     def run(self) -> bool:
-        """Until the search is over (True), or, in a replay, until a result is missing (False).
+        """Until the search is over (True), or, in a replay, until a result is missing, or until it
+        has stopped as asked (False).
 
         Raises SearchError when the journal does not hold the proposals that this configuration
         leads to.
         """
-        held: dict[type, Mapping[int, Any]] = {
-            UnitRow: {row.id: row for row in self.journal.units()},
-            CandidateRow: {row.id: row for row in self.journal.candidates()},
-        }
-        self.results = {row.unit: row for row in self.journal.results()}
+        self.written = self.journal.counts()["units"]
         told = [e.detail for e in self.journal.events() if e.kind == FALLBACK]
         self.reasons = {str(d.get("reason")) for d in told if isinstance(d, Mapping)}
-        replayed = frozenset(self.results)
         while True:
-            self._start(self._ask(), held)
+            self._start(self._ask())
             if not self.running:
                 return True
             self.now = self.running[0][0]
@@ -76,9 +80,14 @@ class Loop:
                     return False
                 heapq.heappop(self.running)
                 unit, work = self.works.pop(number)
-                self.algorithm.tell(work, _records(work, self.results[number]))  # … is seen so
-                self.observer.consumed(unit, work, self.results[number], number in replayed)
-                del self.results[number]  # its curves are in the journal
+                result = self.results.pop(number)
+                self.algorithm.tell(work, _records(work, result))  # … is seen so
+                self.observer.consumed(unit, work, result, number in self.replayed)
+                self.replayed.discard(number)
+
+    def stop(self) -> None:
+        """Let the workers finish what they are at, write it down, and return from `run`."""
+        self.stopping = True
 
     def _ask(self) -> list[tuple[UnitRow, Work]]:
         """Give the idle virtual workers what the algorithm wants done next."""
@@ -87,45 +96,81 @@ class Loop:
             work = self.algorithm.ask()
             if work is None:
                 break
-            unit = _unit(self.asked, work, self.now)
+            unit = self._unit(work) if self.asked >= self.written else self._held(work)
             self.asked += 1
             begun.append((unit, work))
             self.works[unit.id] = (unit, work)
             heapq.heappush(self.running, (unit.end, unit.id))
         return begun
 
-    def _start(
-        self, begun: Sequence[tuple[UnitRow, Work]], held: Mapping[type, Mapping[int, Any]]
-    ) -> None:
+    def _unit(self, work: Work) -> UnitRow:
+        cost = work.cost
+        payload = {
+            "settings": [s.to_dict() for s in work.settings],
+            "purpose": work.purpose,
+            "rungs": [asdict(rung) for rung in work.rungs],
+        }
+        place = (self.asked, work.proposal.id, work.stage.name)
+        return UnitRow(*place, payload, cost, self.now, self.now + cost)
+
+    def _held(self, work: Work) -> UnitRow:
+        """The unit as the journal has it. Raises SearchError where it is another one."""
+        held = self.journal.unit(self.asked)
+        if held is None:
+            raise SearchError(f"the journal has no unit {self.asked}, but later ones")
+        if not self.verify:
+            _same(held, replace(held, candidate=work.proposal.id, stage=work.stage.name))
+            return held
+        _same(held, self._unit(work))
+        if work.new:
+            row = self.journal.candidate(work.proposal.id)
+            if row is None:
+                raise SearchError(f"the journal has no candidate {work.proposal.id}")
+            _same(row, _candidate(work))
+        return held
+
+    def _start(self, begun: Sequence[tuple[UnitRow, Work]]) -> None:
         """Write down what is new, in one transaction, then submit whatever has no result yet."""
-        new: dict[type, list[Any]] = {UnitRow: [], CandidateRow: []}
+        units: list[UnitRow] = []
+        candidates: list[CandidateRow] = []
         for unit, work in begun:
-            rows: list[CandidateRow | UnitRow] = [_candidate(work), unit] if work.new else [unit]
-            for row in rows:
-                if row.id in held[type(row)]:
-                    _same(held[type(row)][row.id], row)
-                else:
-                    new[type(row)].append(row)
+            if unit.id >= self.written:
+                units.append(unit)
+                if work.new:
+                    candidates.append(_candidate(work))
+            elif (result := self.journal.result(unit.id)) is not None:
+                self.results[unit.id] = result
+                self.replayed.add(unit.id)
         if self.executor is None:
             return
-        if new[UnitRow]:
-            self.journal.write(candidates=new[CandidateRow], units=new[UnitRow])
+        if units:
+            self.journal.write(candidates=candidates, units=units)
         for unit, work in begun:
             if unit.id not in self.results:
                 self.executor.submit(unit.id, _payload(work))
 
     def _arrived(self, number: int) -> bool:
-        """Wait until the result of a unit is durable; False when nobody will ever bring it."""
-        while number not in self.results:
+        """Wait until the result of a unit is durable; False when nobody will ever bring it, or when
+        the run is to stop; then the workers have finished what they were at."""
+        while number not in self.results and not self.stopping:
             if self.executor is None:
                 return False
-            outcomes = self.executor.wait(0.5)
-            rows = [_result(outcome) for outcome in outcomes]
-            if rows:
-                self.journal.write(results=rows, events=self._fallbacks(rows))
-                self.results.update((row.unit, row) for row in rows)
-            self.observer.waiting()
-        return True
+            self._collect(self.executor, 0.5)
+        if self.stopping and self.executor is not None:
+            self.executor.drain()
+            while self._collect(self.executor, None):
+                pass
+        return not self.stopping
+
+    def _collect(self, executor: Executor, timeout: float | None) -> int:
+        """Write down what has arrived; how many results that is."""
+        rows = [_result(outcome) for outcome in executor.wait(timeout)]
+        events = [EventRow(kind, detail) for kind, detail in executor.events()]
+        if rows or events:
+            self.journal.write(results=rows, events=[*self._fallbacks(rows), *events])
+            self.results.update((row.unit, row) for row in rows)
+        self.observer.waiting()
+        return len(rows)
 
     def _fallbacks(self, rows: Sequence[ResultRow]) -> list[EventRow]:
         """An event for every new reason for which what should be compiled was left to torch, whose
@@ -140,26 +185,27 @@ class Loop:
         return events
 
 
-def _unit(number: int, work: Work, now: float) -> UnitRow:
-    cost = work.cost
-    payload = {"settings": [s.to_dict() for s in work.settings], "purpose": work.purpose}
-    return UnitRow(number, work.proposal.id, work.stage.name, payload, cost, now, now + cost)
-
-
 def _candidate(work: Work) -> CandidateRow:
-    proposal = work.proposal
-    cell = proposal.cell
+    proposal, architecture = work.proposal, work.proposal.architecture
     return CandidateRow(
-        proposal.id, cell.key(), cell.name, str(cell), proposal.origin, proposal.parents
+        proposal.id,
+        architecture.key,
+        architecture.name,
+        architecture.text,
+        proposal.origin,
+        proposal.parents,
+        proposal.detail,
     )
 
 
 def _payload(work: Work) -> dict[str, Any]:
     """What a worker needs; the shape is that of `search.work.Evaluator`."""
     return {
-        "cell": str(work.proposal.cell),
+        "cell": work.proposal.architecture.text,
         "stage": work.stage.name,
         "settings": [s.to_dict() for s in work.settings],
+        "rungs": [asdict(rung) for rung in work.rungs],
+        "screen": work.screen,
     }
 
 

@@ -25,7 +25,7 @@ class Progress:
         self.title, self.algorithm, self.console = title, algorithm, console
         self.begin = time.monotonic()
         self.live: Live | None = None
-        self.trainings = self.failed = self.replayed = self.eager = 0
+        self.trainings = self.stopped = self.failed = self.replayed = self.eager = 0
         self.fresh_since: tuple[float, int] | None = (
             None  # (time, candidates done) when fresh results began
         )
@@ -54,11 +54,13 @@ class Progress:
     # -- the observer
 
     def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None:
-        self.trainings += len(work.indices)
-        whole = result.status != "ok"  # no worker survived the unit: all its settings failed
-        self.failed += (
-            len(work.indices) if whole else sum(r["status"] != "ok" for r in result.records)
-        )
+        if result.status == "ok":
+            statuses = [r["status"] for r in result.records if r.get("stage") != "screen"]
+        else:  # no worker survived the unit: all its settings failed
+            statuses = [result.status] * len(work.indices)
+        self.trainings += len(statuses)
+        self.stopped += statuses.count("rejected")
+        self.failed += sum(status not in ("ok", "rejected") for status in statuses)
         self.eager += any("fallback" in record for record in result.records)
         if replayed:
             self.replayed += 1
@@ -92,7 +94,7 @@ class Progress:
         if standing:
             mean = self.algorithm.statistics()["mean"]
             parts.append(f"best {standing[0][1]} {standing[0][0]:.3f}, pool {mean:.3f}")
-        parts.append(f"{self.trainings} trainings, {self.failed} failed")
+        parts.append(self.counts())
         if self.eager:
             parts.append(f"{self.eager} units not compiled")
         if self.replayed:
@@ -101,6 +103,11 @@ class Progress:
         if left is not None:
             parts.append(f"about {_clock(left)} left")
         return "  |  ".join(parts)
+
+    def counts(self) -> str:
+        """Trainings, and how many of them did not come to their end."""
+        stopped = f", {self.stopped} stopped early" if self.stopped else ""
+        return f"{self.trainings} trainings{stopped}, {self.failed} failed"
 
     def left(self) -> float | None:
         """Seconds to go at the rate so far; None until there is a rate."""
@@ -118,7 +125,7 @@ class Progress:
         left = self.left()
         head = Text.assemble(
             (self.title, "bold"),
-            f"  {self.elapsed()}  {self.trainings} trainings, {self.failed} failed",
+            f"  {self.elapsed()}  {self.counts()}",
             f", {self.eager} units not compiled" if self.eager else "",
             f"  about {_clock(left)} left" if left is not None else "",
         )

@@ -1,6 +1,6 @@
 """Plain data (YAML) into frozen dataclasses, guided by their type hints alone.
 
-Supported hints: int, float, str, None, Literal, tuple, dict[str, Any], dataclasses, unions of
+Supported hints: bool, int, float, str, None, Literal, tuple, dict[str, Any], dataclasses, unions of
 these, and Annotated with `Rule`s. Which fields a run's configuration has is in `search.config`.
 """
 
@@ -105,6 +105,12 @@ def _read_options(hint: Any, value: Any, path: str) -> Any:
     raise _refusal(path, _describe(hint), value)
 
 
+def _read_bool(hint: Any, value: Any, path: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _refusal(path, _describe(hint), value)
+
+
 def _read_scalar(hint: Any, value: Any, path: str) -> Any:
     """Numbers, texts, null and the choices of a Literal (which are texts)."""
     # Python counts True as an int; nobody who writes `steps: yes` means 1.
@@ -126,6 +132,7 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
     types.UnionType: _read_union,
     tuple: _read_tuple,
     dict: _read_options,
+    bool: _read_bool,
 } | dict.fromkeys((int, float, str, types.NoneType, Literal), _read_scalar)
 
 
@@ -183,6 +190,7 @@ def _describe(hint: Any) -> str:
     if origin is dict or dataclasses.is_dataclass(hint):
         return " or ".join(["a mapping", *map(repr, getattr(hint, "NAMES", ()))])
     names = {int: "a whole number", float: "a number", str: "a text", types.NoneType: "null"}
+    names[bool] = "true or false"
     return names[hint]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import cellgraph as cg
 from evaluators import Budget, data, evaluate, tasks
+from evaluators.screen import Rejection, screen
 from evaluators.task import Task
 from evaluators.train import prepare_process
 from search.funnel import Stage
@@ -43,16 +44,19 @@ class Evaluator:
         return cls(specs, backend, seed)
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """`payload`: cell (notation), stage, settings (mappings). Returns {"records": one per
-        setting}."""
+        """`payload`: cell (notation), stage, settings (mappings), rungs (mappings), screen. Returns
+        {"records": one per setting}."""
         spec = self.stages[payload["stage"]]
+        cell = cg.parse(payload["cell"])
+        if payload["screen"] and (rejection := screen(cell)) is not None:
+            return {"records": [_rejected(s, rejection) for s in payload["settings"]]}
         if payload["stage"] not in self._tasks:
             self._tasks[payload["stage"]] = tasks.create(spec.task, **spec.options)
         records = evaluate(
-            cg.parse(payload["cell"]),
+            cell,
             self._tasks[payload["stage"]],
             payload["settings"],
-            Budget.of(spec.budget),
+            Budget.of({**spec.budget, "rungs": payload["rungs"]}),
             self.seed,
             backend=self.backend,
         )
@@ -60,6 +64,20 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tasks": {}}  # tasks hold data, which travels once, on its own
+
+
+def _rejected(setting: Mapping[str, Any], rejection: Rejection) -> dict[str, Any]:
+    """The record of a setting that nobody trained."""
+    return {
+        "setting": dict(setting),
+        "status": "rejected",
+        "stage": "screen",
+        "error": f"{rejection.check}: {rejection.reason}",
+        "curve": [],
+        "metrics": {},
+        "final": {},
+        "cost": {"steps": 0, "seconds": 0.0},
+    }
 
 
 def data_sets(stages: Sequence[Stage]) -> dict[str, dict[str, np.ndarray[Any, Any]]]:

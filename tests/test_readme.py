@@ -1,4 +1,7 @@
-"""Every command and every line of Python in the README is carried out, as a newcomer would."""
+"""Every command and every line of Python in the README is carried out, as a newcomer would.
+
+The one that starts a cluster is in `tests/search/test_cluster_join.py`.
+"""
 
 from __future__ import annotations
 

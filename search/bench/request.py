@@ -1,4 +1,4 @@
-"""What a run of `cellsearch bench kernels` is asked for: words and numbers, cheap to import."""
+"""What the measurements of `cellsearch bench` are asked for: words and numbers, cheap to import."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ class Request:
     input_grad: bool = False
     interpreter: bool = False
     parts: tuple[str, ...] = PARTS
+
+
+# -- cellsearch bench search
+
+SEARCH_PARTS = ("keys", "ledger", "loop", "resume")
+CANDIDATES = (1_000, 10_000, 100_000)
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """candidates: of each of the searches without training; folder: where their journals are
+    written, None for the place of temporary files."""
+
+    candidates: tuple[int, ...] = CANDIDATES
+    workers: int = 2
+    seed: int = 0
+    parts: tuple[str, ...] = SEARCH_PARTS
+    folder: str | None = None

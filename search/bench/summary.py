@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from search.bench.cells import EAGER, INTERPRETER, LSTM, NATIVE, Row
 from search.bench.kernels import Findings
 from search.bench.request import Shape
+from search.bench.tables import Target, aligned, number, targets_table
 from search.bench.timing import geometric_mean
-
-
-@dataclass(frozen=True)
-class Target:
-    """One thing that should hold; `measured` None where nothing was measured that it speaks of."""
-
-    what: str
-    bound: str
-    measured: float | None
-    holds: Callable[[float], bool]
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.measured is None else self.holds(self.measured)
-
-    def data(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {
-            "what": self.what,
-            "bound": self.bound,
-            "measured": self.measured,
-            "met": self.met,
-        }
 
 
 def targets(found: Findings) -> list[Target]:
@@ -107,7 +84,7 @@ def text(found: Findings) -> str:
     ]
     parts = [_rates(found)]
     parts += [_cells(shape, rows) for shape, rows in _by_shape(found.cells).items()]
-    parts += [_building(found), _steps(found), _targets(found)]
+    parts += [_building(found), _steps(found), targets_table(targets(found))]
     for part in filter(None, parts):
         lines += ["", *part]
     return "\n".join(lines)
@@ -146,22 +123,6 @@ def _not_finite(rows: Sequence[Row]) -> int:
 # -- tables
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as needed, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
 def _rates(found: Findings) -> list[str]:
     best = found.best
     if best is None:
@@ -170,8 +131,8 @@ def _rates(found: Findings) -> list[str]:
     rows = [["matrix products, GFLOP/s", *("×".join(map(str, shape)) for shape in shapes)]]
     for library in dict.fromkeys(rate.library for rate in found.rates):
         of = {rate.shape: rate.gflops for rate in found.rates if rate.library == library}
-        rows.append([library, *(_number(of[shape], 0) for shape in shapes)])
-    return [*_aligned(rows), f"best: {best.gflops:.0f} GFLOP/s, {best.library}"]
+        rows.append([library, *(number(of[shape], 0) for shape in shapes)])
+    return [*aligned(rows), f"best: {best.gflops:.0f} GFLOP/s, {best.library}"]
 
 
 def _cells(shape: Shape, rows: list[Row]) -> list[str]:
@@ -185,20 +146,20 @@ def _cells(shape: Shape, rows: list[Row]) -> list[str]:
             table.append(
                 [
                     row.cell,
-                    *(_number(row.ms.get(name)) for name in head),
-                    *(_number(row.over_native.get(name)) for name in head[1:]),
-                    _number(row.gflops(NATIVE), 0),
+                    *(number(row.ms.get(name)) for name in head),
+                    *(number(row.over_native.get(name)) for name in head[1:]),
+                    number(row.gflops(NATIVE), 0),
                     *shares,
                 ]
             )
-    lines = _aligned(table)
+    lines = aligned(table)
     bred = [row for row in rows if row.mutant]
     for label, some in (("mutants", bred), ("all cells", rows)):
         if some:
             spread = _spread(some)
             lines.append(
-                f"{label} ({len(some)}): eager / native {_number(spread['eager_over_native'])} "
-                f"({_number(spread['least'])} to {_number(spread['largest'])}), "
+                f"{label} ({len(some)}): eager / native {number(spread['eager_over_native'])} "
+                f"({number(spread['least'])} to {number(spread['largest'])}), "
                 f"{spread['slower']} slower than eager, {_not_finite(some)} with NaN or infinity"
             )
     return lines
@@ -210,13 +171,13 @@ def _building(found: Findings) -> list[str]:
     made = found.building.data()
     rows = [
         [f"until a cell can run; {made['cells']} random cells", "median s", "90 %"],
-        ["compiled", _number(made["median"], 4), _number(made["p90"], 4)],
-        ["from the cache", _number(made["cached_median"], 4), _number(made["cached_p90"], 4)],
-        ["lowering, part of both", _number(made["lowering_median"], 4), ""],
-        [f"compiled, {made['cells_a_batch']} in one run", _number(made["batched_median"], 4), ""],
-        ["matrix kernels, once", _number(made["matrix_kernels"], 4), ""],
+        ["compiled", number(made["median"], 4), number(made["p90"], 4)],
+        ["from the cache", number(made["cached_median"], 4), number(made["cached_p90"], 4)],
+        ["lowering, part of both", number(made["lowering_median"], 4), ""],
+        [f"compiled, {made['cells_a_batch']} in one run", number(made["batched_median"], 4), ""],
+        ["matrix kernels, once", number(made["matrix_kernels"], 4), ""],
     ]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _steps(found: Findings) -> list[str]:
@@ -226,14 +187,5 @@ def _steps(found: Findings) -> list[str]:
     for row in found.steps:
         inputs = "×".join(map(str, row.inputs))
         numbers = (row.native, row.plain, row.ratio)
-        rows.append([row.task, inputs, *(_number(number) for number in numbers)])
-    return _aligned(rows)
-
-
-def _targets(found: Findings) -> list[str]:
-    rows = [["target", "should be", "is", ""]]
-    for target in targets(found):
-        if target.measured is not None:
-            state = "ok" if target.met else "missed"
-            rows.append([target.what, target.bound, f"{target.measured:.3g}", state])
-    return _aligned(rows) if len(rows) > 1 else []
+        rows.append([row.task, inputs, *(number(ms) for ms in numbers)])
+    return aligned(rows)

@@ -86,7 +86,7 @@ def _row(task: Task, seed: int) -> Row:
 
 
 class NativeStep:
-    """What evaluators/train.py does between two batches."""
+    """What evaluators/training.py does between two batches."""
 
     def __init__(self, task: Task, seed: int) -> None:
         model = Model(cg.load("lstm"), task, SETTINGS, HIDDEN, backend="native")

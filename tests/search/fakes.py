@@ -10,6 +10,9 @@ from typing import Any
 
 import cellgraph as cg
 from search import launch
+from search.algorithms import Proposal
+from search.algorithms.funnelled import Funnelled
+from search.archive import Architecture
 from search.config import Config
 from search.executor import Executor, Outcome
 from search.journal import Journal
@@ -54,7 +57,9 @@ def evaluate(payload: Mapping[str, Any]) -> dict[str, Any]:
         luck = fraction(key, payload["stage"], sorted(setting.items()))
         status = "diverged" if luck < 0.1 else "ok"
         metrics = {"accuracy": luck, "loss": 1.0 - luck} if status == "ok" else {}
-        records.append({"setting": setting, "status": status, "metrics": metrics})
+        reached = [luck * r["steps"] / (r["steps"] + 5) for r in payload["rungs"]]
+        record = {"setting": setting, "status": status, "metrics": metrics, "at_rungs": reached}
+        records.append({**record, "curve": []})
     return {"records": records}
 
 
@@ -83,21 +88,39 @@ class Shuffled:
         self.trained += [unit for unit, _ in finished]
         return [Outcome(u, "ok", evaluate(p), None, 0.0, "fake", 1) for u, p in finished]
 
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        return []
+
+    def drain(self) -> None:
+        """One of those that wait is at work."""
+        self.pending = self.pending[:1]
+
     def close(self) -> None: ...
 
 
 def run(
     directory: Path, executor: Executor | None, made: Config | None = None
 ) -> tuple[Loop, bool]:
-    """Start, or carry on, the search in `directory`; `executor=None` replays it.
+    """Start, or carry on, the search in `directory`; `executor=None` checks it draw by draw.
 
     Returns the loop and what its `run` returned: whether the search came to its end.
     """
     ready = launch.plan(made or config())
     begin = (directory / "journal.sqlite").exists()
     with Journal.open(directory) if begin else Journal.create(directory, {}) as journal:
-        loop = Loop(ready.algorithm(), journal, executor, ready.config.virtual_workers, Silent())
+        check = executor is None
+        algorithm = ready.algorithm() if check else ready.algorithm(journal.candidate)
+        virtual = ready.config.virtual_workers
+        loop = Loop(algorithm, journal, executor, virtual, Silent(), verify=check)
         return loop, loop.run()
+
+
+def architecture(algorithm: Funnelled, name: str) -> Architecture:
+    """A cell of the zoo, as if it had been proposed."""
+    cell = cg.load(name)
+    made = Architecture(algorithm.proposals, cell.key(), cell)
+    algorithm._enter(Proposal(algorithm.proposals, made, "mutation", (0,)))
+    return made
 
 
 def ledger(directory: Path) -> tuple[Any, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cellgraph as cg
 from search import launch
+from search.algorithms import Work
 from search.algorithms.jozefowicz import Jozefowicz
 from search.errors import SearchError
 from search.executor import InlineExecutor
@@ -71,7 +73,7 @@ def test_the_funnel_lets_through_what_passes_and_nothing_else(
         best[key, stage] = max([best[key, stage], *good])
         if stage == "memorisation" and best[key, stage] >= 0.5:
             passed_filter.add(key)
-    gru = algorithm.pool.baseline.key
+    gru = algorithm.baseline.key
     order = ["memorisation", "arithmetic", "xml"]
     for candidate, seen in stages.items():
         assert seen in (order[:1], order[:2], order, order[1:2], order[1:]), (candidate, seen)
@@ -86,10 +88,11 @@ def test_the_funnel_lets_through_what_passes_and_nothing_else(
 def test_the_pool_holds_the_best_by_the_minimum_ratio(finished: tuple[Jozefowicz, Path]) -> None:
     pool = finished[0].pool
     assert len(pool.members) == 6
-    gru = pool.baseline
+    gru = pool.scores.baseline
     for member in pool.members:
-        ratios = [member.best(s) / gru.best(s) for s in pool.stages]  # type: ignore[operator]
-        assert pool.score(member) == pytest.approx(min(ratios))
+        stages = pool.scores.stages
+        ratios = [member.best(s) / gru.best(s) for s in stages]  # type: ignore[operator]
+        assert pool.scores.score(member) == pytest.approx(min(ratios))
     standing = finished[0].standing()
     assert standing == sorted(standing, key=lambda entry: -entry[0])
 
@@ -121,7 +124,7 @@ def test_all_settings_of_the_grid_for_the_seeds() -> None:
         asked.append(work)
     for stage in ready.stages[1:]:
         for seed in ready.seeds:
-            mine = [w for w in asked if w.stage is stage and w.proposal.cell is seed]
+            mine = [w for w in asked if w.stage is stage and w.proposal.cell == seed]
             indices = [i for w in mine for i in w.indices]
             assert sorted(indices) == list(range(len(stage.grid)))
             assert {len(w.indices) for w in mine[:-1]} == {5}
@@ -136,34 +139,34 @@ class TestInheritance:
         return made
 
     def test_a_well_known_parent_hands_down_its_best(self) -> None:
-        algorithm = self._algorithm(experienced_after=20, best_settings=4)
+        algorithm = self._algorithm(experienced_after=20, best_settings=4, settings=1)
         stage, parent = algorithm.tasks[0], algorithm.seeds[0]
         parent.on(stage).update({i: fakes.fraction(i) for i in range(30)})
         best = set(parent.best_settings(stage, 4))
         rng = random.Random(0)
-        drawn = [algorithm._inherit(stage, {}, parent, 1, rng)[0] for _ in range(500)]
+        drawn = [algorithm._inherit(stage, {}, parent, rng)[0] for _ in range(500)]
         # 80 % from the 4 best, and 4 of 36 of the fresh ones fall on them by chance: 82 %.
         assert sum(i in best for i in drawn) / 500 == pytest.approx(0.82, abs=0.05)
 
     def test_otherwise_a_third_each_fresh_from_the_seeds_and_from_the_parent(self) -> None:
-        algorithm = self._algorithm(best_settings=2)
+        algorithm = self._algorithm(best_settings=2, settings=1)
         stage, (lstm, gru) = algorithm.tasks[0], algorithm.seeds
         lstm.on(stage).update({0: 0.9, 1: 0.1, 2: None})
         gru.on(stage).update({3: 0.8, 4: 0.2})
-        parent, _ = algorithm._start(fakes.cg.load("mut1"), "mutation", (0,))
+        parent = fakes.architecture(algorithm, "mut1")
         parent.on(stage).update({10: 0.5, 11: None})
         rng = random.Random(0)
-        drawn = [algorithm._inherit(stage, {}, parent, 1, rng)[0] for _ in range(900)]
+        drawn = [algorithm._inherit(stage, {}, parent, rng)[0] for _ in range(900)]
         share = [sum(i in group for i in drawn) / 900 for group in ({0, 3}, {10, 11})]
         # A third each, and 2 of 36 of the fresh third.
         assert share == pytest.approx([1 / 3 + 1 / 54] * 2, abs=0.05)
 
     def test_nothing_is_drawn_twice_and_the_grid_can_run_out(self) -> None:
-        algorithm = self._algorithm()
+        algorithm = self._algorithm(settings=5)
         stage, parent = algorithm.tasks[1], algorithm.seeds[0]
         size = len(stage.grid)
         tried = dict.fromkeys(range(size - 2), 0.5)
-        drawn = algorithm._inherit(stage, tried, parent, 5, random.Random(1))
+        drawn = algorithm._inherit(stage, tried, parent, random.Random(1))
         assert sorted(drawn) == [size - 2, size - 1]
 
 
@@ -183,15 +186,15 @@ def test_of_equals_the_older_stays_and_ranks_first() -> None:
     algorithm = launch.plan(fakes.config(pool=3)).algorithm()
     assert isinstance(algorithm, Jozefowicz)
     pool, stages = algorithm.pool, algorithm.tasks
-    made = [algorithm._start(fakes.cg.load(name), "mutation")[0]
-            for name in ("mut1", "mut2", "mut3", "nig")]  # fmt: skip
+    made = [fakes.architecture(algorithm, name) for name in ("mut1", "mut2", "mut3", "nig")]
     values = (0.5, 0.6, 0.6, 0.6)
-    for architecture, value in [(pool.baseline, 1.0), *zip(made, values, strict=True)]:
+    for architecture, value in [(algorithm.baseline, 1.0), *zip(made, values, strict=True)]:
         for stage in stages:
             architecture.on(stage)[0] = value
     for architecture in made:
         pool.offer(architecture)
-    assert [a.cell.name for a in pool.ranked()] == ["mut2", "mut3", "nig"]
+    assert [a.name for a in pool.ranked()] == ["mut2", "mut3", "nig"]
+    assert [a.alive for a in made] == [0, 1, 1, 1]
 
 
 def test_a_baseline_that_learns_nothing_is_an_error(tmp_path: Path) -> None:
@@ -202,31 +205,51 @@ def test_a_baseline_that_learns_nothing_is_an_error(tmp_path: Path) -> None:
         fakes.run(tmp_path, InlineExecutor(nothing))
 
 
-def test_a_cell_that_fails_the_filter_may_come_back_with_another_setting() -> None:
-    algorithm = launch.plan(fakes.config()).algorithm()
+def after_one_candidate(**search: Any) -> tuple[Jozefowicz, Work]:
+    """A search whose first candidate has left the funnel, and the last unit of that."""
+    algorithm = launch.plan(fakes.config(**search)).algorithm()
     assert isinstance(algorithm, Jozefowicz)
     while (work := algorithm.ask()) is not None:
         algorithm.tell(work, fakes.evaluate(fakes_payload(work))["records"])
         if work.purpose == "candidate":
             break
-    architecture = algorithm.architectures[work.proposal.cell.key()]
-    architecture.busy, architecture.pooled, architecture.passed_filter = False, False, False
+    assert work is not None
     algorithm.queue.clear()
+    architecture = work.proposal.architecture
+    architecture.busy, architecture.passed_filter, architecture.alive = False, False, 0
+    return algorithm, work
+
+
+def test_a_cell_that_fails_the_filter_may_come_back_with_another_setting() -> None:
+    algorithm, work = after_one_candidate()
+    architecture, seed = work.proposal.architecture, algorithm.seeds[0]
     before = set(architecture.on(work.stage))
-    known = algorithm._admit(
-        work.proposal.cell, architecture, "mutation", (algorithm.seeds[0],), random.Random(3)
-    )
-    assert known
+    assert algorithm._admit(architecture.cell, "mutation", [seed], Counter())
     again = algorithm.queue.popleft()
     assert again.stage.is_filter
     assert not before & set(again.indices)
     assert again.proposal.id != work.proposal.id
+    assert again.proposal.architecture is architecture
     architecture.busy = False
     architecture.passed_filter = True
-    assert algorithm._admit(
-        work.proposal.cell, architecture, "mutation", (algorithm.seeds[0],), random.Random(3)
-    )
+    assert algorithm._admit(architecture.cell, "mutation", [seed], Counter())
     assert algorithm.queue.popleft().stage is algorithm.tasks[0]
+
+
+def test_no_cell_is_evaluated_twice_where_that_is_asked() -> None:
+    algorithm, work = after_one_candidate(retry=False)
+    architecture, seed = work.proposal.architecture, algorithm.seeds[0]
+    wasted: Counter[str] = Counter()
+    assert not algorithm._admit(architecture.cell, "mutation", [seed], wasted)
+    assert wasted == {"duplicates": 1}
+    # The same values in another form, of which no rule knows.
+    first = cg.parse("cell a(x, h)\n h' = tanh(W @ x + U @ h) * (b + c)")
+    second = cg.parse("cell b(x, h)\n v = tanh(W @ x + U @ h)\n h' = v * b + v * c")
+    assert first.key() != second.key()
+    assert algorithm._admit(first, "mutation", [seed], wasted)
+    assert not algorithm._admit(second, "mutation", [seed], wasted)
+    assert wasted == {"duplicates": 1, "equal": 1}
+    assert algorithm.draws()["draws"] == 1 + 2
 
 
 def fakes_payload(work: Any) -> dict[str, Any]:
@@ -234,4 +257,5 @@ def fakes_payload(work: Any) -> dict[str, Any]:
         "cell": str(work.proposal.cell),
         "stage": work.stage.name,
         "settings": [s.to_dict() for s in work.settings],
+        "rungs": [vars(rung) for rung in work.rungs],
     }

@@ -372,9 +372,14 @@ def test_doctor_tries_what_it_reports(capsys: pytest.CaptureFixture[str]) -> Non
     assert findings["compiler"].state == "ok", "the tests need a C compiler, as the README says"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "times", "units"),
+    [(signal.SIGINT, 1, 1), (signal.SIGINT, 2, 0), (signal.SIGTERM, 1, 0)],
+)
 def test_ctrl_c_and_a_polite_kill_say_how_to_go_on(
     number: signal.Signals,
+    times: int,
+    units: int,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -387,15 +392,20 @@ def test_ctrl_c_and_a_polite_kill_say_how_to_go_on(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
-    def interrupted(self: object, payload: object) -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(5)  # where the signal arrives
+    evaluate = work.Evaluator.__call__
+
+    def interrupted(self: work.Evaluator, payload: Any) -> Any:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # where the signal arrives
+        return evaluate(self, payload)
 
     monkeypatch.setattr(work.Evaluator, "__call__", interrupted)
     run = tmp_path / "run"
     assert cli.main(["launch", TINY, "--run", str(run), "--workers", "0"]) == 130
     assert f"go on with: cellsearch resume {run}" in capsys.readouterr().err
     assert collect.read(run).state == "interrupted"
+    assert collect.read(run).totals["units_done"] == units, "one Ctrl-C waits for what is under way"
     assert signal.getsignal(signal.SIGTERM) is handler
     monkeypatch.undo()
     assert "report:" in answer(capsys, "resume", str(run), "--workers", "0")

@@ -77,4 +77,4 @@ def test_a_driver_and_a_worker_are_killed(tmp_path: Path, undisturbed: str) -> N
     database.close()
     with Journal.read(run) as journal:
         kinds = [event.kind for event in journal.events()]
-    assert kinds == ["launched", "resumed", "finished"]
+    assert kinds == ["launched", "resumed", "worker_lost", "finished"]

@@ -7,12 +7,16 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from search import launch
 from search.errors import SearchError
 from search.executor import InlineExecutor, Outcome
 from search.journal import Journal
+from search.loop import Loop
+from search.progress import Silent
 from tests.search import fakes
 
 
@@ -129,3 +133,59 @@ def test_a_unit_that_no_worker_survives_is_a_failure_of_all_its_settings(tmp_pat
         crashed = [r for r in journal.results() if r.status == "crashed"]
     assert crashed
     assert all(r.records == ({"error": "the worker died"},) for r in crashed)
+
+
+def test_asked_to_stop_it_keeps_what_the_workers_are_at_and_starts_nothing(
+    reference: Path, tmp_path: Path
+) -> None:
+    class Asked(fakes.Shuffled):
+        """Its loop is asked to stop while it waits for the twelfth time."""
+
+        loop: Loop
+        waits = 0
+        drained = False
+
+        def submit(self, unit: int, payload: dict[str, Any]) -> None:
+            assert not self.drained
+            super().submit(unit, payload)
+
+        def drain(self) -> None:
+            self.drained = True
+            super().drain()
+
+        def wait(self, timeout: float | None) -> list[Outcome]:
+            self.waits += 1
+            if self.waits == 12:
+                self.loop.stop()
+            while self.drained and self.pending:  # waits without a limit for what is at work
+                if done := super().wait(timeout):
+                    return done
+            return super().wait(timeout)
+
+    ready = launch.plan(fakes.config())
+    executor = Asked(3)
+    with Journal.create(tmp_path, {}) as journal:
+        executor.loop = Loop(ready.algorithm(), journal, executor, 4, Silent())
+        assert not executor.loop.run()
+    assert executor.drained
+    assert not executor.pending
+    with Journal.read(tmp_path) as journal:
+        assert {row.unit for row in journal.results()} == set(executor.trained)
+    assert fakes.run(tmp_path, fakes.Shuffled(4))[1]
+    assert fakes.ledger(tmp_path) == fakes.ledger(reference)
+
+
+def test_what_the_executor_tells_of_is_written_down(tmp_path: Path) -> None:
+    class Telling(fakes.Shuffled):
+        told = False
+
+        def events(self) -> list[tuple[str, dict[str, Any]]]:
+            if self.told:
+                return []
+            self.told = True
+            return [("worker_lost", {"worker": "fake", "unit": 3})]
+
+    fakes.run(tmp_path, Telling(1))
+    with Journal.read(tmp_path) as journal:
+        (event,) = journal.events()
+    assert (event.kind, event.detail) == ("worker_lost", {"worker": "fake", "unit": 3})

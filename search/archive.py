@@ -1,0 +1,147 @@
+"""What a search knows of every cell it has met: compact, as there are a hundred thousand of them.
+
+State and arithmetic; no drawing, no training.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import cellgraph as cg
+from cellgraph import CellGraph
+from evaluators.fitness import score
+from search.funnel import Stage
+
+
+class Architecture:
+    """A cell, by its key, with every setting it was trained on: stage -> index in the stage's grid
+    -> metric.
+
+    A setting that failed, or was stopped, has the metric None: it counts as tried and improves
+    nothing. The graph itself is held while it is busy. Parents are read from their text, which
+    names equations that had no name: what is drawn from a cell must not depend on whether this
+    process or the journal has it from its own birth.
+    """
+
+    __slots__ = ("_graph", "_text", "alive", "busy", "candidate", "key", "passed_filter", "tried")
+
+    def __init__(self, candidate: int, key: str, cell: CellGraph | str) -> None:
+        self.candidate, self.key = candidate, key
+        text = cell if isinstance(cell, str) else str(cell)
+        self._text = zlib.compress(text.encode(), 1)
+        self._graph = None if isinstance(cell, str) else cell
+        self.tried: dict[str, dict[int, float | None]] = {}
+        self.passed_filter = False
+        self.busy = True  # units of it are under way
+        self.alive = 0  # how many pools and populations it is a member of
+
+    @property
+    def cell(self) -> CellGraph:
+        if self._graph is not None:
+            return self._graph
+        cell = cg.parse(self.text)
+        if self.busy or self.alive:
+            self._graph = cell
+        return cell
+
+    @property
+    def text(self) -> str:
+        """Its notation."""
+        return zlib.decompress(self._text).decode()
+
+    @property
+    def name(self) -> str:
+        """As in the first line of its notation, which need not be parsed for it."""
+        head = next(line for line in self.text.splitlines() if line.startswith("cell "))
+        return head.removeprefix("cell ").partition("(")[0]
+
+    def rest(self) -> None:
+        """Nothing is under way any more."""
+        self.busy, self._graph = False, None
+
+    def leave(self) -> None:
+        """It is no longer a member of a pool or population."""
+        self.alive -= 1
+        if not (self.busy or self.alive):
+            self._graph = None
+
+    def on(self, stage: Stage) -> dict[int, float | None]:
+        return self.tried.setdefault(stage.name, {})
+
+    def best(self, stage: Stage) -> float | None:
+        """The quality of an architecture is that of its best setting so far (Jozefowicz et al.
+        2015, 3.1)."""
+        return stage.best(list(self.tried.get(stage.name, {}).values()))
+
+    def best_settings(self, stage: Stage, count: int) -> list[int]:
+        """Indices of its `count` best settings in the stage's grid, best first; failures are left
+        out."""
+        sign = -1.0 if stage.task.maximise else 1.0
+        ranked = sorted((sign * v, index) for index, v in self.on(stage).items() if v is not None)
+        return [index for _, index in ranked[:count]]
+
+
+class Archive:
+    """Every architecture, by key and by fingerprint."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, Architecture] = {}
+        self._by_fingerprint: dict[str, str] = {}  # to the first key that had it
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[Architecture]:
+        return iter(self._by_key.values())
+
+    def __getitem__(self, key: str) -> Architecture:
+        return self._by_key[key]
+
+    def get(self, key: str) -> Architecture | None:
+        return self._by_key.get(key)
+
+    def add(self, architecture: Architecture, fingerprint: str | None) -> None:
+        self._by_key[architecture.key] = architecture
+        if fingerprint is not None:
+            self._by_fingerprint.setdefault(fingerprint, architecture.key)
+
+    def equal(self, cell: CellGraph, fingerprint: str) -> Architecture | None:
+        """The architecture that computes the same although it looks different. Equal fingerprints
+        are a suspicion: other numbers have to give equal values too."""
+        key = self._by_fingerprint.get(fingerprint)
+        if key is None or not cg.same_function(cell, self._by_key[key].cell):
+            return None
+        return self._by_key[key]
+
+
+class Scores:
+    """Results relative to the baseline's best so far."""
+
+    def __init__(self, stages: Sequence[Stage], baseline: Architecture) -> None:
+        self.stages = [stage for stage in stages if not stage.is_filter]
+        self.baseline = baseline
+
+    def score(self, architecture: Architecture) -> float:
+        """The minimum over tasks of the ratio to the baseline's best; 0 when a task has no
+        result."""
+        return score(
+            {stage.name: architecture.best(stage) for stage in self.stages},
+            self._baseline(),
+            {stage.name: stage.task.maximise for stage in self.stages},
+        )
+
+    def ratio(self, architecture: Architecture, stage: Stage) -> float:
+        """The ratio to the baseline's best on one task; 0 without a result."""
+        base = self.baseline.best(stage)
+        if base is None:
+            return 0.0
+        return score(
+            {stage.name: architecture.best(stage)},
+            {stage.name: base},
+            {stage.name: stage.task.maximise},
+        )
+
+    def _baseline(self) -> Mapping[str, float]:
+        best = {stage.name: self.baseline.best(stage) for stage in self.stages}
+        return {name: value for name, value in best.items() if value is not None}
