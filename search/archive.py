@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import cellgraph as cg
 from cellgraph import CellGraph
@@ -24,14 +25,26 @@ class Architecture:
     process or the journal has it from its own birth.
     """
 
-    __slots__ = ("_graph", "_text", "alive", "busy", "candidate", "key", "passed_filter", "tried")
+    __slots__ = (
+        "_best",
+        "_graph",
+        "_text",
+        "_tried",
+        "alive",
+        "busy",
+        "candidate",
+        "key",
+        "passed_filter",
+    )
 
     def __init__(self, candidate: int, key: str, cell: CellGraph | str) -> None:
         self.candidate, self.key = candidate, key
         text = cell if isinstance(cell, str) else str(cell)
         self._text = zlib.compress(text.encode(), 1)
         self._graph = None if isinstance(cell, str) else cell
-        self.tried: dict[str, dict[int, float | None]] = {}
+        # A dictionary has 200 bytes: where nothing is under way, a tuple does.
+        self._tried: dict[str, dict[int, float | None]] | tuple[tuple[str, int, Any], ...] = {}
+        self._best: dict[str, float | None] = {}  # by stage, of members: asked all the time
         self.passed_filter = False
         self.busy = True  # units of it are under way
         self.alive = 0  # how many pools and populations it is a member of
@@ -59,20 +72,44 @@ class Architecture:
     def rest(self) -> None:
         """Nothing is under way any more."""
         self.busy, self._graph = False, None
+        self._fold()
 
     def leave(self) -> None:
         """It is no longer a member of a pool or population."""
         self.alive -= 1
-        if not (self.busy or self.alive):
+        if not self.busy:
             self._graph = None
+            self._fold()
 
-    def on(self, stage: Stage) -> dict[int, float | None]:
-        return self.tried.setdefault(stage.name, {})
+    def on(self, stage: Stage) -> Mapping[int, float | None]:
+        """What it has been trained on there."""
+        return self._unfolded().setdefault(stage.name, {})
+
+    def note(self, stage: Stage, index: int, value: float | None) -> None:
+        """The result of a setting."""
+        self._unfolded().setdefault(stage.name, {})[index] = value
+        self._best.pop(stage.name, None)
 
     def best(self, stage: Stage) -> float | None:
         """The quality of an architecture is that of its best setting so far (Jozefowicz et al.
         2015, 3.1)."""
-        return stage.best(list(self.tried.get(stage.name, {}).values()))
+        if not self.alive:
+            return stage.best(list(self.on(stage).values()))
+        if stage.name not in self._best:
+            self._best[stage.name] = stage.best(list(self.on(stage).values()))
+        return self._best[stage.name]
+
+    def _unfolded(self) -> dict[str, dict[int, float | None]]:
+        if isinstance(self._tried, tuple):
+            rows, self._tried = self._tried, {}
+            for name, index, value in rows:
+                self._tried.setdefault(name, {})[index] = value
+        return self._tried
+
+    def _fold(self) -> None:
+        if not self.alive and isinstance(self._tried, dict):
+            values = ((name, i, v) for name, on in self._tried.items() for i, v in on.items())
+            self._tried, self._best = tuple(values), {}
 
     def best_settings(self, stage: Stage, count: int) -> list[int]:
         """Indices of its `count` best settings in the stage's grid, best first; failures are left
@@ -87,7 +124,7 @@ class Archive:
 
     def __init__(self) -> None:
         self._by_key: dict[str, Architecture] = {}
-        self._by_fingerprint: dict[str, str] = {}  # to the first key that had it
+        self._by_fingerprint: dict[int, str] = {}  # to the first key that had it
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -104,12 +141,12 @@ class Archive:
     def add(self, architecture: Architecture, fingerprint: str | None) -> None:
         self._by_key[architecture.key] = architecture
         if fingerprint is not None:
-            self._by_fingerprint.setdefault(fingerprint, architecture.key)
+            self._by_fingerprint.setdefault(int(fingerprint, 16), architecture.key)
 
     def equal(self, cell: CellGraph, fingerprint: str) -> Architecture | None:
         """The architecture that computes the same although it looks different. Equal fingerprints
         are a suspicion: other numbers have to give equal values too."""
-        key = self._by_fingerprint.get(fingerprint)
+        key = self._by_fingerprint.get(int(fingerprint, 16))
         if key is None or not cg.same_function(cell, self._by_key[key].cell):
             return None
         return self._by_key[key]

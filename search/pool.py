@@ -5,15 +5,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from deap import base, tools
+from deap import tools
 
 from search.archive import Architecture, Scores
-
-
-class Fitness(base.Fitness):  # type: ignore[misc]  # DEAP has no types
-    """A search score as DEAP's fitness: one objective, to be maximised."""
-
-    weights = (1.0,)
 
 
 class Pool:
@@ -26,12 +20,9 @@ class Pool:
     def __contains__(self, architecture: Architecture) -> bool:
         return any(member is architecture for member in self.members)
 
-    def fitness(self, architecture: Architecture) -> Fitness:
-        return Fitness((self.scores.score(architecture),))
-
     def ranked(self) -> list[Architecture]:
         """The members, best first; of equals the older first."""
-        return sorted(self.members, key=self.fitness, reverse=True)
+        return sorted(self.members, key=self.scores.score, reverse=True)
 
     def statistics(self) -> dict[str, float]:
         """Best, mean and worst score of the members."""
@@ -46,8 +37,9 @@ class Pool:
         if architecture in self:
             return True
         if len(self.members) >= self.size:
-            worst = self.ranked()[-1]
-            if self.fitness(architecture) <= self.fitness(worst):
+            score = self.scores.score
+            worst = min(reversed(self.members), key=score)  # of equals the younger
+            if score(architecture) <= score(worst):
                 return False
             self.members.remove(worst)
             worst.leave()

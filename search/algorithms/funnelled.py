@@ -208,7 +208,7 @@ class Funnelled:
     def tell(self, work: Work, records: Sequence[Mapping[str, Any]]) -> None:
         architecture, stage = work.proposal.architecture, work.stage
         for index, record in zip(work.indices, records, strict=True):
-            architecture.on(stage)[index] = stage.metric(record)
+            architecture.note(stage, index, stage.metric(record))
             if architecture is self.baseline and stage.rungs:
                 self._level(stage, record)
         self.waiting[work.proposal.id] -= 1

@@ -119,8 +119,8 @@ def _resume(document: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """The same search once more, over the journal of the finished one."""
     begin, cpu = time.perf_counter(), time.process_time()
     ready = launch.plan(noop.config(document["candidates"], document["seed"]))
-    algorithm = ready.algorithm()
     with Journal.open(document["directory"]) as journal:
+        algorithm = ready.algorithm(journal.candidate)
         gauge = Gauge(algorithm, say, begin=begin, cpu=cpu)
         executor = InlineExecutor(NoOp.of(ready.stages))
         Loop(algorithm, journal, executor, ready.config.virtual_workers, gauge).run()

@@ -141,7 +141,8 @@ class TestInheritance:
     def test_a_well_known_parent_hands_down_its_best(self) -> None:
         algorithm = self._algorithm(experienced_after=20, best_settings=4, settings=1)
         stage, parent = algorithm.tasks[0], algorithm.seeds[0]
-        parent.on(stage).update({i: fakes.fraction(i) for i in range(30)})
+        for i in range(30):
+            parent.note(stage, i, fakes.fraction(i))
         best = set(parent.best_settings(stage, 4))
         rng = random.Random(0)
         drawn = [algorithm._inherit(stage, {}, parent, rng)[0] for _ in range(500)]
@@ -151,10 +152,12 @@ class TestInheritance:
     def test_otherwise_a_third_each_fresh_from_the_seeds_and_from_the_parent(self) -> None:
         algorithm = self._algorithm(best_settings=2, settings=1)
         stage, (lstm, gru) = algorithm.tasks[0], algorithm.seeds
-        lstm.on(stage).update({0: 0.9, 1: 0.1, 2: None})
-        gru.on(stage).update({3: 0.8, 4: 0.2})
+        for cell, values in ((lstm, {0: 0.9, 1: 0.1, 2: None}), (gru, {3: 0.8, 4: 0.2})):
+            for index, value in values.items():
+                cell.note(stage, index, value)
         parent = fakes.architecture(algorithm, "mut1")
-        parent.on(stage).update({10: 0.5, 11: None})
+        parent.note(stage, 10, 0.5)
+        parent.note(stage, 11, None)
         rng = random.Random(0)
         drawn = [algorithm._inherit(stage, {}, parent, rng)[0] for _ in range(900)]
         share = [sum(i in group for i in drawn) / 900 for group in ({0, 3}, {10, 11})]
@@ -190,7 +193,7 @@ def test_of_equals_the_older_stays_and_ranks_first() -> None:
     values = (0.5, 0.6, 0.6, 0.6)
     for architecture, value in [(algorithm.baseline, 1.0), *zip(made, values, strict=True)]:
         for stage in stages:
-            architecture.on(stage)[0] = value
+            architecture.note(stage, 0, value)
     for architecture in made:
         pool.offer(architecture)
     assert [a.name for a in pool.ranked()] == ["mut2", "mut3", "nig"]

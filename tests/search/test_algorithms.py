@@ -133,14 +133,14 @@ def test_nsga2_keeps_what_nothing_dominates() -> None:
     algorithm = launch.plan(config("nsga2", pool=3)).algorithm()
     assert isinstance(algorithm, Nsga2)
     for stage in algorithm.tasks:
-        algorithm.baseline.on(stage)[0] = 1.0
+        algorithm.baseline.note(stage, 0, 1.0)
     # mut1 is smaller and quicker than the GRU, and that than the LSTM: at equal scores it dominates
     # both, and a worse LSTM is dominated by all.
     values = {"lstm": 0.5, "gru": 0.8, "mut1": 0.8, "tanh_rnn": 0.1}
     for name, value in values.items():
         member = fakes.architecture(algorithm, name)
         for stage in algorithm.tasks:
-            member.on(stage)[0] = value
+            member.note(stage, 0, value)
         algorithm._survives(member)
     kept = [member.architecture.name for member in algorithm.population]
     assert kept == ["gru", "mut1", "tanh_rnn"]
