@@ -30,7 +30,7 @@ from search.algorithms import Algorithm, Recall, create, nothing
 from search.cluster import RayExecutor
 from search.config import Config
 from search.errors import SearchError
-from search.executor import Executor, InlineExecutor
+from search.executor import Executor, InlineExecutor, UnitFunction
 from search.funnel import Stage
 from search.journal import FILE, EventRow, Journal
 from search.loop import Loop, Observer
@@ -231,7 +231,14 @@ def _planned(journal: Journal, directory: Path) -> Plan:
 def _executor(ready: Plan, address: str | None) -> Executor:
     config = ready.config
     function = work.Evaluator.of(ready.stages, config.backend, config.seed)
-    sets = work.data_sets(ready.stages)
+    return executor(config, ready.stages, function, address)
+
+
+def executor(
+    config: Config, stages: Sequence[Stage], function: UnitFunction, address: str | None
+) -> Executor:
+    """Workers that call `function`, with the data of the stages in place."""
+    sets = work.data_sets(stages)
     if config.workers == 0 and address is None:
         work.prepare(sets)
         return InlineExecutor(function)

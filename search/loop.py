@@ -164,7 +164,7 @@ class Loop:
 
     def _collect(self, executor: Executor, timeout: float | None) -> int:
         """Write down what has arrived; how many results that is."""
-        rows = [_result(outcome) for outcome in executor.wait(timeout)]
+        rows = [result_row(outcome) for outcome in executor.wait(timeout)]
         events = [EventRow(kind, detail) for kind, detail in executor.events()]
         if rows or events:
             self.journal.write(results=rows, events=[*self._fallbacks(rows), *events])
@@ -209,7 +209,8 @@ def _payload(work: Work) -> dict[str, Any]:
     }
 
 
-def _result(outcome: Outcome) -> ResultRow:
+def result_row(outcome: Outcome) -> ResultRow:
+    """An outcome as the journal keeps it."""
     records: tuple[Mapping[str, Any], ...] = ()
     if outcome.status == "ok" and outcome.result is not None:
         records = tuple(outcome.result["records"])

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from search import work
-from search.cluster import RayExecutor
+from search import launch
 from search.confirmation.choice import choose, restored
 from search.confirmation.plan import Contest, Plan
 from search.confirmation.progress import Watch
 from search.confirmation.work import Trainer
 from search.errors import SearchError
-from search.executor import Executor, InlineExecutor, Outcome
+from search.executor import Executor
 from search.journal import FILE, CandidateRow, EventRow, Journal, ResultRow, UnitRow
+from search.loop import result_row
 
 FOLDER = "confirm"  #: of the run directory
 
@@ -122,7 +123,7 @@ class Driver:
 
         submit(missing)
         while waiting:
-            rows = [_result(outcome) for outcome in executor.wait(0.5)]
+            rows = [result_row(outcome) for outcome in executor.wait(0.5)]
             tuned = dict.fromkeys(
                 self.of_unit[r.unit].first for r in rows if r.unit in self.of_unit
             )
@@ -179,33 +180,13 @@ class Driver:
 
 def _executor(plan: Plan, workers: int | None, address: str | None) -> Executor:
     config = plan.config
-    count = config.workers if workers is None else workers
-    function = Trainer.of(plan.stages, config.backend)
-    sets = work.data_sets(plan.stages)
-    if count == 0 and address is None:
-        work.prepare(sets)
-        return InlineExecutor(function)
-    return RayExecutor(
-        function,
-        workers=count or None,
-        address=address,
+    config = replace(
+        config,
+        workers=config.workers if workers is None else workers,
         timeout=config.timeout * max(1.0, plan.options.steps_scale),
-        attempts=config.attempts,
-        recycle=config.recycle,
-        setup=work.prepare,
-        setup_args=(sets,),
     )
-
-
-def _result(outcome: Outcome) -> ResultRow:
-    records: tuple[Mapping[str, Any], ...] = ()
-    if outcome.status == "ok" and outcome.result is not None:
-        records = tuple(outcome.result["records"])
-    elif outcome.error:
-        records = ({"error": outcome.error},)
-    return ResultRow(
-        outcome.unit, outcome.status, records, outcome.seconds, outcome.worker, outcome.attempts
-    )
+    function = Trainer.of(plan.stages, config.backend)
+    return launch.executor(config, plan.stages, function, address)
 
 
 def _record(row: ResultRow) -> Mapping[str, Any]:
