@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from cellgraph import CellGraph
@@ -47,7 +48,7 @@ class Work:
     rungs: tuple[Rung, ...] = ()
     new: bool = False
 
-    @property
+    @cached_property
     def settings(self) -> list[Settings]:
         return [self.stage.grid[index] for index in self.indices]
 
