@@ -6,7 +6,7 @@ State and arithmetic; no drawing, no training.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cellgraph as cg
@@ -125,15 +125,6 @@ class Archive:
     def __init__(self) -> None:
         self._by_key: dict[str, Architecture] = {}
         self._by_fingerprint: dict[int, str] = {}  # to the first key that had it
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-    def __iter__(self) -> Iterator[Architecture]:
-        return iter(self._by_key.values())
-
-    def __getitem__(self, key: str) -> Architecture:
-        return self._by_key[key]
 
     def get(self, key: str) -> Architecture | None:
         return self._by_key.get(key)

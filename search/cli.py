@@ -327,10 +327,7 @@ def _data_path(options: argparse.Namespace) -> None:
 
 
 def _bench_kernels(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from search.bench import kernels, summary
-    from search.bench.progress import Progress
     from search.bench.request import MUTANTS, Request
 
     mutants = options.mutants
@@ -346,19 +343,11 @@ def _bench_kernels(options: argparse.Namespace) -> None:
         interpreter=options.interpreter,
         parts=options.parts,
     )
-    with Progress(Console(stderr=True)) as progress:
-        found = kernels.measure(request, progress)
-    if options.json:
-        _print_json(summary.data(found))
-    else:
-        print(summary.text(found))
+    _bench(kernels, summary, request, options.json)
 
 
 def _bench_search(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from search.bench import search, search_summary
-    from search.bench.progress import Progress
     from search.bench.request import SearchRequest
 
     request = SearchRequest(
@@ -368,12 +357,21 @@ def _bench_search(options: argparse.Namespace) -> None:
         parts=options.parts,
         folder=options.folder,
     )
+    _bench(search, search_summary, request, options.json)
+
+
+def _bench(measurement: Any, summary: Any, request: Any, as_json: bool) -> None:
+    """Two modules of `search.bench`: what is measured, and how it is told."""
+    from rich.console import Console
+
+    from search.bench.progress import Progress
+
     with Progress(Console(stderr=True)) as progress:
-        found = search.measure(request, progress)
-    if options.json:
-        _print_json(search_summary.data(found))
+        found = measurement.measure(request, progress)
+    if as_json:
+        _print_json(summary.data(found))
     else:
-        print(search_summary.text(found))
+        print(summary.text(found))
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ already holds need not be drawn again.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ PARENTS = 100
 WASTED = ("invalid", "duplicates", "equal")
 
 
-class Funnelled:
+class Funnelled(ABC):
     """Ask/tell state of a search; `_parents` and `_survives` are an algorithm's own."""
 
     def __init__(
@@ -69,13 +70,13 @@ class Funnelled:
 
     # -- an algorithm's own
 
+    @abstractmethod
     def _parents(self, rng: random.Random) -> list[Architecture]:
         """Who the next proposal is made from: one, or two where there is crossover."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _survives(self, architecture: Architecture) -> None:
         """A seed, or a candidate that has come through the funnel, enters the population."""
-        raise NotImplementedError
 
     def _step(self, rng: random.Random) -> None:
         """Queue what is to be done next."""
@@ -114,13 +115,16 @@ class Funnelled:
         self, parents: Sequence[Architecture], rng: random.Random
     ) -> tuple[Sequence[Architecture], str, CellGraph | None]:
         """The parents that were used, the origin, and the child."""
-        edits = self.config.mutation.edits
-        between = None if isinstance(edits, str) else edits
         crossing = self.config.mutation.crossover
         if crossing and rng.random() < crossing:
             mother, father = parents[0], parents[-1]
             return (mother, father), "crossover", cg.crossover(mother.cell, father.cell, rng)
-        return parents[:1], "mutation", cg.mutate(parents[0].cell, rng, edits=between)
+        return parents[:1], "mutation", self._mutate(parents[0].cell, rng)
+
+    def _mutate(self, cell: CellGraph, rng: random.Random) -> CellGraph | None:
+        """A child, as the configuration wants it."""
+        edits = self.config.mutation.edits
+        return cg.mutate(cell, rng, edits=None if isinstance(edits, str) else edits)
 
     def _admit(
         self,

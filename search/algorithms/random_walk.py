@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import cellgraph as cg
 from cellgraph import CellGraph
 from search.algorithms.funnelled import Funnelled
 from search.archive import Architecture
@@ -26,10 +25,9 @@ class RandomWalk(Funnelled):
     def _vary(
         self, parents: Sequence[Architecture], rng: random.Random
     ) -> tuple[Sequence[Architecture], str, CellGraph | None]:
-        edits = self.config.mutation.edits
         cell = parents[0].cell
         for _ in range(rng.randint(1, self.config.walk)):
-            child = cg.mutate(cell, rng, edits=None if isinstance(edits, str) else edits)
+            child = self._mutate(cell, rng)
             if child is None or len(child.nodes) > self.config.mutation.max_nodes:
                 return parents, "walk", None
             cell = child

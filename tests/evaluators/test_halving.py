@@ -20,7 +20,6 @@ from evaluators import Budget, DataError, Rung, Settings, evaluate, model, train
 from evaluators.halving import Standing, compare
 from evaluators.model import Model
 from evaluators.task import Batch, Task
-from evaluators.train import prepare_process
 from tests.evaluators.small_tasks import Echo, Frames, Stream
 
 ADAM = Settings(optimizer="adam", scale=1.0, lr=0.01, clip=5.0, layers=1, params=2000)
@@ -30,13 +29,7 @@ SETTINGS = [DROPOUT, ADAM, SGD, replace(DROPOUT, optimizer="sgd", lr=0.3)]
 MAD = replace(SGD, lr=1e6, clip=1e9)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    prepare_process()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _numbers(records: list[dict[str, Any]]) -> str:

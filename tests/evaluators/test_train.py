@@ -20,20 +20,13 @@ from evaluators import Budget, DataError, Settings, evaluate, tasks
 from evaluators.metrics import measure
 from evaluators.model import build, count_parameters
 from evaluators.task import Batch, Split
-from evaluators.train import prepare_process
 from tests.evaluators.small_tasks import Echo, Frames, Stream
 
 ADAM = Settings(optimizer="adam", scale=1.0, lr=0.01, clip=5.0, layers=1, params=3000)
 SGD = Settings(optimizer="sgd", scale=1.0, lr=0.5, clip=5.0, layers=1, params=3000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    prepare_process()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _timeless(records: list[dict[str, Any]]) -> str:
