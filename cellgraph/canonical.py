@@ -19,8 +19,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number, topological
+from cellgraph.graph import CONST, PARAM, STATE, CellGraph, Node, format_number
 from cellgraph.normal import COMMUTES, FACTOR, MASK, Form, code, form_of, mix
 from cellgraph.rewrites import Value
 
@@ -39,14 +40,14 @@ class Canonical:
 def live_states(nexts: Mapping[str, Node], output: Node) -> frozenset[str]:
     """The states that reach the output as it is written, directly or through the next values of
     others. For membership only."""
-    live: dict[str, None] = {}
+    seen: set[Node] = set()
     pending = [output]
     while pending:
-        for node in topological([pending.pop()]):
-            if node.op == STATE and str(node.attr) not in live:
-                live[str(node.attr)] = None
-                pending.append(nexts[str(node.attr)])
-    return frozenset(live)
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += (nexts[str(node.attr)],) if node.op == STATE else node.args
+    return frozenset(str(node.attr) for node in seen if node.op == STATE)
 
 
 def key(cell: CellGraph) -> str:
@@ -135,50 +136,78 @@ def state_colours(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> d
 def _colours(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> dict[int, int]:
     """Colour refinement with weighted ports over the live terms, until the number of classes stands
     still. Every round carries what is known all the way down and all the way up."""
+    if form.colour:
+        return form.colour
     end = image[cell.outputs[0]]
     nexts = {s.name: image[s.next] for s in cell.states}
     alive = form.alive(end[1], nexts)
     label = _labels(cell)
-    colour: dict[int, int] = {}
-    edges: dict[int, list[tuple[int, int]]] = {}
-    leaves: list[tuple[int, int, int]] = []  # states: the leaf, its next term and factor
+    colour = form.shape.copy()
+    edges: list[tuple[int, list[tuple[int, int]]]] = []
+    leaves: list[int] = []
+    following: list[tuple[int, int, int]] = []  # states: the leaf, its next term and factor
     for t in alive:
-        own, op = form.shape[t], form.op[t]
+        op = form.op[t]
         if form.args[t]:
-            ports = [code(w) for w in form.weights[t]]
-            if op not in COMMUTES:
-                ports = [mix(port, i) for i, port in enumerate(ports)]
-            edges[t] = list(zip(form.args[t], ports, strict=True))
-        elif op in (STATE, PARAM):
+            edges.append((t, list(zip(form.args[t], _ports(op, form.weights[t]), strict=True))))
+            continue
+        leaves.append(t)
+        if op in (STATE, PARAM):
             name = str(form.attr[t])
-            own = mix(own, label[name])
+            colour[t] = mix(colour[t], label[name])
             if op == STATE:
-                leaves.append((t, nexts[name][1], code(nexts[name][0])))
-        colour[t] = own
+                following.append((t, nexts[name][1], code(nexts[name][0])))
     colour[end[1]] = mix(colour[end[1]], mix(_OUTPUT, code(end[0])))
-    classes = len(set(colour.values()))
+    classes = len({colour[t] for t in alive})
     while classes < len(alive):
-        # All at once: the next value of a state may be another state.
-        colour |= {t: mix(colour[t], mix(colour[n], factor)) for t, n, factor in leaves}
-        for t, ports_of in edges.items():  # arguments first
-            own = 0
-            for a, port in ports_of:  # `mix`, written out: most of the time goes here
-                part = ((colour[a] ^ port) * FACTOR + port) & MASK
-                own += part ^ (part >> 29)
-            colour[t] = mix(colour[t], own & MASK)
-        above = dict.fromkeys(alive, 0)
-        for t, following, factor in leaves:
-            above[following] += mix(mix(_STATE, colour[t]), factor)
-        for t in reversed(alive):
-            own = colour[t] = mix(colour[t], above[t] & MASK)
-            for a, port in edges.get(t, ()):
-                part = ((own ^ port) * FACTOR + port) & MASK
-                above[a] += part ^ (part >> 29)
-        refined = len(set(colour.values()))
+        _refine(colour, edges, leaves, following)
+        refined = len({colour[t] for t in alive})
         if refined == classes:
             break
         classes = refined
-    return colour
+    form.colour = {t: colour[t] for t in alive}
+    return form.colour
+
+
+def _refine(
+    colour: list[int],
+    edges: Sequence[tuple[int, Sequence[tuple[int, int]]]],
+    leaves: Sequence[int],
+    following: Sequence[tuple[int, int, int]],
+) -> None:
+    """One round: all the way down the graph, and all the way up again."""
+    # All at once: the next value of a state may be another state.
+    for t, own in [(t, mix(colour[t], mix(colour[n], factor))) for t, n, factor in following]:
+        colour[t] = own
+    for t, ports in edges:  # arguments first
+        own = 0
+        for a, port in ports:  # `mix`, written out: most of the time goes here
+            part = ((colour[a] ^ port) * FACTOR + port) & MASK
+            own += part ^ (part >> 29)
+        colour[t] = mix(colour[t], own & MASK)
+    above = [0] * len(colour)
+    for t, n, factor in following:
+        above[n] += mix(mix(_STATE, colour[t]), factor)
+    for t, ports in reversed(edges):
+        own = colour[t] = mix(colour[t], above[t] & MASK)
+        for a, port in ports:
+            part = ((own ^ port) * FACTOR + port) & MASK
+            above[a] += part ^ (part >> 29)
+    for t in leaves:
+        colour[t] = mix(colour[t], above[t] & MASK)
+
+
+@lru_cache(maxsize=4096)
+def _ports(op: str, weights: tuple[float, ...]) -> tuple[int, ...]:
+    """A colour for each argument's place."""
+    ports = map(code, weights)
+    return (*ports,) if op in COMMUTES else tuple([mix(port, i) for i, port in enumerate(ports)])
+
+
+def unambiguous(form: Form) -> bool:
+    """Has the text of this form been found without a choice between terms that look alike? Then
+    another cell of the same normal form has the same key."""
+    return 0 < len(form.colour) == len(set(form.colour.values()))
 
 
 def _labels(cell: CellGraph) -> dict[str, int]:

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
@@ -24,7 +24,7 @@ from cellgraph.ops import FUNCTIONS, OPS
 # Structural ops: everything that is not a row of the op table.
 INPUT, STATE, PARAM, CONST, MATMUL = "input", "state", "param", "const", "matmul"
 _LEAVES = (INPUT, STATE, PARAM, CONST)
-
+_ARITY = {name: op.arity for name, op in OPS.items()} | dict.fromkeys(_LEAVES, 0) | {MATMUL: 2}
 
 #: Words of the notation that are no names, beside the functions of the op table.
 RESERVED = ("cell", "scalar", "init", "identity", "x")
@@ -34,13 +34,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 def is_name(text: object) -> bool:
     """Is it an identifier of the notation that may be given to something?"""
-    return (
-        isinstance(text, str)
-        and len(text) <= LONGEST_NAME
-        and _NAME.fullmatch(text) is not None
-        and text not in RESERVED
-        and text not in FUNCTIONS
-    )
+    return isinstance(text, str) and len(text) <= LONGEST_NAME and _is_free_word(text)
+
+
+@lru_cache(maxsize=4096)
+def _is_free_word(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and text not in RESERVED and text not in FUNCTIONS
 
 
 def finite(value: object) -> float:
@@ -74,7 +73,7 @@ class Node:
             found = cls._interned.get((op, args, attr))
             if found is not None:
                 return found
-        if op not in OPS and op not in _LEAVES and op != MATMUL:
+        if op not in _ARITY:
             raise CellError(f"unknown op {op!r}, expected one of {', '.join(OPS)}")
         if op == CONST:
             attr = finite(attr) + 0.0  # -0.0 and 0.0 would share a slot of the table
@@ -82,21 +81,16 @@ class Node:
             raise CellError(
                 f"{op} has the attribute {attr!r}, expected a name, and on leaves alone"
             )
-        arity = 0 if op in _LEAVES else 2 if op == MATMUL else OPS[op].arity
-        if len(args) != arity:
-            raise CellError(f"{op} has {len(args)} arguments, expected {arity}")
+        if len(args) != _ARITY[op]:
+            raise CellError(f"{op} has {len(args)} arguments, expected {_ARITY[op]}")
         if op == MATMUL and args[0].op != PARAM:
             raise CellError("the left side of @ is not a parameter, expected a matrix")
-        key = (op, args, attr)
+        node = object.__new__(cls)
+        object.__setattr__(node, "op", op)
+        object.__setattr__(node, "args", args)
+        object.__setattr__(node, "attr", attr)
         with cls._lock:
-            node = cls._interned.get(key)
-            if node is None:
-                node = object.__new__(cls)
-                object.__setattr__(node, "op", op)
-                object.__setattr__(node, "args", args)
-                object.__setattr__(node, "attr", attr)
-                cls._interned[key] = node
-        return node
+            return cls._interned.setdefault((op, args, attr), node)
 
     @classmethod
     def _new_lock(cls) -> None:
@@ -233,6 +227,7 @@ class CellGraph:
         return parse, (str(self),)
 
 
+@lru_cache(maxsize=4096)
 def format_number(value: float) -> str:
     """The shortest text that reads back as the same number; whole numbers without a point."""
     whole = int(value) if abs(value) < 1e15 else None
@@ -242,24 +237,25 @@ def format_number(value: float) -> str:
 def topological(roots: Iterable[Node]) -> list[Node]:
     """All nodes below the roots, arguments first, in the order of a depth-first walk from left to
     right."""
-    order: list[Node] = []
-    seen: set[Node] = set()
+    order: dict[Node, None] = {}
     for root in roots:
-        stack = [root]
-        while stack:  # iterative: a hostile cell can be deeper than Python's stack
-            node = stack[-1]
-            if node not in seen:
-                for arg in node.args:
-                    if arg not in seen:
-                        stack.append(arg)
+        if root in order:
+            continue
+        path, node, args = [], root, iter(root.args)
+        while True:  # iterative: a hostile cell can be deeper than Python's stack
+            for arg in args:
+                if arg not in order:
+                    if arg.args:
+                        path.append((node, args))
+                        node, args = arg, iter(arg.args)
                         break
-                else:
-                    seen.add(node)
-                    order.append(node)
-                    stack.pop()
+                    order[arg] = None
             else:
-                stack.pop()
-    return order
+                order[node] = None
+                if not path:
+                    break
+                node, args = path.pop()
+    return list(order)
 
 
 def substitute(

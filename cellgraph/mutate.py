@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from cellgraph.canonical import key_of, live_states
 from cellgraph.errors import CellError
@@ -33,9 +34,8 @@ from cellgraph.graph import (
     rebuilt,
     substitute,
     topological,
-    use_counts,
 )
-from cellgraph.normal import ON_STATE, ON_X, Form, form_of
+from cellgraph.normal import ON_STATE, ON_X, REACH, SIGNS, Form, form_of, leave_form
 from cellgraph.ops import OPS
 from cellgraph.rewrites import Value
 from cellgraph.widths import build
@@ -43,6 +43,9 @@ from cellgraph.widths import build
 #: The paper's activations: functions of the op table, and Linear(a, ·) by its a.
 ACTIVATIONS: tuple[str | float, ...] = ("tanh", "sigmoid", "relu", 0.0, 1.0, 0.9, 1.1)
 ELEMENTWISE = ("mul", "add", "sub")
+_NOT_FED = frozenset([PARAM, CONST])  # what nothing flows through
+_ACTIVATING = frozenset([MATMUL, *(name for name, op in OPS.items() if op.arity == 1)])
+_BINARY = frozenset(name for name, op in OPS.items() if op.arity == 2)
 
 
 @dataclass
@@ -53,7 +56,7 @@ class _Draft:
     inits: dict[str, Init]
     scalars: list[str]
     taken: set[str]  # membership only, never iterated
-    image: dict[Node, Node] = field(default_factory=dict)  # node of the parent -> its present form
+    _changes: list[dict[Node, Node]] = field(default_factory=list)  # by every edit: before -> after
     _nodes: list[Node] | None = None  # of the present roots
 
     @classmethod
@@ -65,14 +68,12 @@ class _Draft:
             taken={p.name for p in cell.params}
             | {s.name for s in cell.states}
             | {name for name, _ in cell.names},
-            image={node: node for node in cell.nodes},
+            _nodes=list(cell.nodes),
         )
 
     def fresh(self, base: str) -> str:
         stem = re.sub(r"_?\d+$", "", base) or "W"
-        name = next(
-            f"{stem}_{i}" for i in range(1, len(self.taken) + 2) if f"{stem}_{i}" not in self.taken
-        )
+        name = next(name for i in count(1) if (name := f"{stem}_{i}") not in self.taken)
         self.taken.add(name)
         return name
 
@@ -85,13 +86,19 @@ class _Draft:
     def put(self, node: Node, replacement: Node) -> None:
         """Let every user of `node` use `replacement`, which must not depend on `node`."""
         changed = {node: replacement}
+        gone = changed.keys()
         for old in self.nodes():
-            if old is not node and any(a in changed for a in old.args):
-                args = tuple([changed.get(a, a) for a in old.args])
-                changed[old] = Node(old.op, args, old.attr)
+            if not gone.isdisjoint(old.args):
+                changed[old] = Node(old.op, tuple([changed.get(a, a) for a in old.args]))
         self.roots = [changed.get(root, root) for root in self.roots]
         self._nodes = None
-        self.image = {parent: changed.get(now, now) for parent, now in self.image.items()}
+        self._changes.append(changed)
+
+    def now(self, node: Node) -> Node:
+        """What has become of a node of the parent."""
+        for changed in self._changes:
+            node = changed.get(node, node)
+        return node
 
     def linear(self, diagonal: float, operand: Node) -> Node:
         """A new matrix times the operand."""
@@ -123,7 +130,7 @@ def mutate(
         p = rng.random()
         chosen = [node for node in cell.nodes if not node.is_leaf and rng.random() < p]
         for node in chosen:
-            present = draft.image[node]
+            present = draft.now(node)
             if not present.is_leaf and present in draft.nodes():
                 _transform(draft, present, rng)
     else:
@@ -190,15 +197,29 @@ def _viable(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> bool:
     return bool(reached) and all(reach == both for reach in reached)
 
 
+def _sighted(nodes: list[Node], emitted: list[Node]) -> bool:
+    """Could these values depend on x and on the past, as they are written? The rules make no value
+    depend on more, so that what fails here need not be brought into normal form."""
+    reach: dict[Node, int] = {}
+    for node in nodes:
+        found = REACH.get(node.op, 0)
+        for arg in node.args:
+            found |= reach[arg]
+        reach[node] = found
+    return all(reach[node] == ON_X | ON_STATE for node in emitted)
+
+
 def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGraph | None:
     """Freeze the draft; None when widths clash, a state is not viable, or the child is not new."""
     *nexts, output = draft.roots
-    names = [(name, draft.image[node]) for name, node in parent.names if not name.endswith("'")]
     states = [(s.name, s.width, node) for s, node in zip(parent.states, nexts, strict=True)]
     live = live_states({name: node for name, _, node in states}, output)
     kept = [state for state in states if state[0] in live or state[2] is output]
-    if not kept:
+    if not kept or (draft.roots == [*parent.roots] and len(kept) == len(states)):
         return None
+    if not _sighted(draft.nodes(), [node for node in nexts if node is output]):
+        return None
+    names = [(name, draft.now(node)) for name, node in parent.names if not name.endswith("'")]
     try:
         child = build(
             parent.name,
@@ -214,7 +235,11 @@ def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGra
     if not _viable(child, form, image):
         return None
     key = key_of(child, form, image)
-    return None if key in known else child.renamed(f"cell_{key[:8]}", key)
+    if key in known:
+        return None
+    child = child.renamed(f"cell_{key[:8]}", key)
+    leave_form(child, form, image)
+    return child
 
 
 # -- the six transformations -----------------------------------------------------------------------
@@ -226,18 +251,14 @@ _Draw = Callable[[random.Random], Node]
 
 def _transform(draft: _Draft, node: Node, rng: random.Random) -> None:
     """Apply one transformation, drawn uniformly from those that fit `node`."""
-    draws = [draw for draw in (edit(draft, node) for edit in _EDITS) if draw is not None]
+    draws = [draw for edit in _EDITS if (draw := edit(draft, node)) is not None]
     if draws:
         draft.put(node, rng.choice(draws)(rng))
 
 
-def _is_activation(node: Node) -> bool:
-    return node.op == MATMUL or (node.op in OPS and OPS[node.op].arity == 1)
-
-
 def _change_activation(draft: _Draft, node: Node) -> _Draw | None:
     """1. Another activation in the place of this one."""
-    if not _is_activation(node):
+    if node.op not in _ACTIVATING:
         return None
     others = [kind for kind in ACTIVATIONS if kind != node.op]
 
@@ -252,9 +273,9 @@ def _change_activation(draft: _Draft, node: Node) -> _Draw | None:
 
 def _change_elementwise(draft: _Draft, node: Node) -> _Draw | None:
     """2. Another of multiply, add, subtract."""
-    if node.op not in OPS or OPS[node.op].arity != 2:
+    if node.op not in _BINARY:
         return None
-    if OPS[node.op].signs and any(a.op == PARAM for a in node.args):
+    if SIGNS[node.op] and any(a.op == PARAM for a in node.args):
         return None  # a bias
     others = [op for op in ELEMENTWISE if op != node.op]
     return lambda rng: Node(rng.choice(others), node.args)
@@ -262,7 +283,7 @@ def _change_elementwise(draft: _Draft, node: Node) -> _Draw | None:
 
 def _insert_activation(draft: _Draft, node: Node) -> _Draw | None:
     """3. A random activation between the node and one of its arguments."""
-    ports = [i for i, arg in enumerate(node.args) if arg.op not in (PARAM, CONST)]
+    ports = [i for i, arg in enumerate(node.args) if arg.op not in _NOT_FED]
     if not ports:
         return None
 
@@ -277,11 +298,12 @@ def _insert_activation(draft: _Draft, node: Node) -> _Draw | None:
 
 def _delete(draft: _Draft, node: Node) -> _Draw | None:
     """4. The node's only argument in its place, when it has one argument and one user."""
-    if not _is_activation(node):
+    if node.op not in _ACTIVATING:
         return None
     # The output of the layer is the next value of a state, seen from outside: no second user.
     *nexts, output = draft.roots
-    if use_counts(nexts if output in nexts else draft.roots)[node] != 1:
+    users = (nexts if output in nexts else draft.roots).count(node)
+    if users + sum([user.args.count(node) for user in draft.nodes()]) != 1:
         return None
     return lambda rng: node.args[-1]
 
@@ -298,11 +320,12 @@ def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
         return None
 
     def draw(rng: random.Random) -> Node:
-        nodes = draft.nodes()
-        through = _depends_on_node(nodes, node)
-        fed = [n for n in nodes if _has_ancestors(n)]
-        # An ancestor of A that depends on the node itself would close a cycle.
-        elsewhere = [n for n in _ancestors(rng.choice(fed)) if not through[n]]
+        through = {node}  # and what depends on it: as an ancestor of A that would close a cycle
+        for user in draft.nodes():
+            if not through.isdisjoint(user.args):
+                through.add(user)
+        fed = [n for n in draft.nodes() if _has_ancestors(n)]
+        elsewhere = [n for n in _ancestors(rng.choice(fed)) if n not in through]
         return Node(rng.choice(ELEMENTWISE), (rng.choice(_ancestors(node)), rng.choice(elsewhere)))
 
     return draw
@@ -310,19 +333,11 @@ def _graft_ancestors(draft: _Draft, node: Node) -> _Draw | None:
 
 def _ancestors(node: Node) -> list[Node]:
     """Everything that feeds into the node, but for parameters and numbers, in a fixed order."""
-    return [n for n in topological(node.args) if n.op not in (PARAM, CONST)]
+    return [n for n in topological(node.args) if n.op not in _NOT_FED]
 
 
 def _has_ancestors(node: Node) -> bool:
-    return any(a.op not in (PARAM, CONST) for a in node.args)
-
-
-def _depends_on_node(nodes: list[Node], target: Node) -> dict[Node, bool]:
-    """Which of the topologically ordered nodes are, or depend on, `target`."""
-    found: dict[Node, bool] = {}
-    for node in nodes:
-        found[node] = node is target or any(found[a] for a in node.args)
-    return found
+    return not _NOT_FED.issuperset([a.op for a in node.args])
 
 
 _EDITS = (

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 
 from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Node
 from cellgraph.ops import OPS
@@ -22,13 +23,16 @@ from cellgraph.rules import FUNCTIONS, MATRICES, PRODUCTS, SUMS, Rule
 
 SIGNS = {name: op.signs for name, op in OPS.items()}
 _POWERS = {name: op.powers for name, op in OPS.items()}
+_NONNEGATIVE = frozenset(name for name, op in OPS.items() if op.nonnegative)
 _RULES: dict[str, tuple[Rule, ...]] = {
     name: tuple(rule for rule in FUNCTIONS if rule.fits(op)) for name, op in OPS.items()
 } | {MATMUL: MATRICES}
 COMMUTES = frozenset([SUM, PRODUCT, *(name for name, op in OPS.items() if op.commutes)])
 _LEAVES = frozenset([INPUT, STATE, PARAM, CONST])
+_BY_TERM = itemgetter(1, 0)
 
 ON_X, ON_STATE, VECTOR = 1, 2, 4  # what a term depends on, and whether it is one
+REACH = {INPUT: ON_X, STATE: ON_STATE}
 
 MASK = (1 << 64) - 1
 FACTOR = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
@@ -68,6 +72,7 @@ class Form:
         self.fired: Counter[str] = Counter()
         self.rewritten = 0  # how often a rule has applied whose right side is the better cell
         self.scalars = scalars
+        self.colour: dict[int, int] = {}  # of the live terms, once `canonical.py` needs them
         self._known: dict[tuple[object, ...], int] = {}
         self.constant(1.0)
 
@@ -90,8 +95,7 @@ class Form:
             look = 0 if found == ONE else code(attr) if op == CONST else code(op)
             self.shape.append(look)
             vector = op != CONST and attr not in self.scalars
-            reach = {INPUT: ON_X, STATE: ON_STATE}.get(op, 0)
-            self.reach.append(reach | (VECTOR if vector else 0))
+            self.reach.append(REACH.get(op, 0) | (VECTOR if vector else 0))
             self.nonnegative.append(op == CONST and float(attr) >= 0)
         return found
 
@@ -104,20 +108,26 @@ class Form:
 
     def term(self, op: str, args: Iterable[tuple[float, int]]) -> int:
         """The term of an op over (weight, term) pairs."""
-        pairs = sorted(args, key=_by_term) if op in COMMUTES else list(args)
+        commutes = op in COMMUTES
+        pairs = sorted(args, key=_BY_TERM) if commutes else list(args)
         key = (op, *pairs)
         found = self._known.get(key)
         if found is not None:
             return found
         found = self._known[key] = len(self.op)
-        shape, reach = self.shape, 0
+        shape, reach = self.shape, VECTOR if op == FILL else 0
         look = start = code(op)
-        for position, (weight, t) in enumerate(pairs):
-            part = mix(shape[t], code(weight))
-            look = (look + mix(start, part)) & MASK if op in COMMUTES else mix(look, part)
+        for weight, t in pairs:
+            port = code(weight)
+            part = ((shape[t] ^ port) * FACTOR + port) & MASK  # `mix`, written out: it is hot
+            part ^= part >> 29
+            if commutes:
+                part = ((start ^ part) * FACTOR + part) & MASK
+                look = (look + (part ^ (part >> 29))) & MASK
+            else:
+                part = ((look ^ part) * FACTOR + part) & MASK
+                look = part ^ (part >> 29)
             reach |= self.reach[t]
-            if op == FILL and position == 0:
-                reach |= VECTOR
         self.op.append(op)
         self.args.append(tuple([t for _, t in pairs]))
         self.weights.append(tuple([w for w, _ in pairs]))
@@ -132,7 +142,7 @@ class Form:
             return all(w > 0 and self.nonnegative[t] for w, t in pairs)
         if op == PRODUCT:
             return all(w % 2 == 0 or self.nonnegative[t] for w, t in pairs)
-        return op in OPS and OPS[op].nonnegative
+        return op in _NONNEGATIVE
 
     # -- values
 
@@ -200,6 +210,13 @@ class Form:
             return 1.0, self.leaf(node.op, str(node.attr))
         return self.value(node.op, tuple([image[a] for a in node.args]))
 
+    def values(self, cell: CellGraph) -> dict[Node, Value]:
+        """The values of all nodes of a cell."""
+        image: dict[Node, Value] = {}
+        for node in cell.nodes:
+            image[node] = self.read(node, image)
+        return image
+
     def alive(self, output: int, nexts: Mapping[str, Value]) -> list[int]:
         """The terms that the output reaches, also through next values of states, ascending."""
         seen = {output}
@@ -216,14 +233,19 @@ class Form:
         return sorted(seen)
 
 
-def _by_term(pair: tuple[float, int]) -> tuple[int, float]:
-    return pair[1], pair[0]
-
-
 def form_of(cell: CellGraph) -> tuple[Form, dict[Node, Value]]:
     """The normal form of a cell, and the value of every node of it."""
     form = Form.of(cell)
-    image: dict[Node, Value] = {}
-    for node in cell.nodes:
-        image[node] = form.read(node, image)
-    return form, image
+    return form, form.values(cell)
+
+
+def leave_form(cell: CellGraph, form: Form, image: dict[Node, Value]) -> None:
+    """Let `simplify` have the normal form of a cell that is on its way there."""
+    cell.__dict__["_form"] = form, image
+
+
+def take_form(cell: CellGraph) -> tuple[Form, dict[Node, Value]]:
+    """The normal form of a cell; one that was left is given away, lest it live as long as the
+    cell."""
+    left: tuple[Form, dict[Node, Value]] | None = cell.__dict__.pop("_form", None)
+    return left or form_of(cell)

@@ -1,7 +1,7 @@
 """The op table on numpy arrays: a namespace with what `Op.eager(t, …)` calls on torch.
 
 For constant folding and fingerprints, where cells are evaluated once on a few numbers and the
-start of every torch call would be most of the time.
+start of every torch call would be most of the time. Arrays are of float64.
 """
 
 from __future__ import annotations
@@ -15,44 +15,39 @@ import numpy as np
 from cellgraph.ops import OPS
 
 
-class Values(np.ndarray[Any, Any]):
-    """An array of float64 with the one method of tensors that the table uses."""
-
-    def to(self, dtype: np.dtype[Any]) -> Values:
-        return self.astype(dtype).view(Values)
-
-
-def values(array: Any) -> Values:
-    """Numbers or an array as `Values`, of the same shape."""
-    return np.asarray(array, dtype=np.float64).view(Values)
-
-
 def _sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+    below = np.exp(-a)
+    below += 1.0
+    return 1.0 / below
 
 
 def _sign(a: Any) -> Any:
-    return np.where(a > 0, 1.0, np.where(a < 0, -1.0, 0.0)).view(Values)  # 0 for NaN, as in torch
+    return np.where(a > 0, 1.0, np.where(a < 0, -1.0, 0.0))  # 0 for NaN, as in torch
 
 
 def _softplus(a: Any) -> Any:
-    return np.where(a > 20, a, np.log1p(np.exp(a))).view(Values)
+    return np.where(a > 20, a, np.log1p(np.exp(a)))
 
 
 def _leaky_relu(a: Any, slope: float) -> Any:
-    return np.where(a > 0, a, slope * a).view(Values)
+    return np.where(a > 0, a, slope * a)
+
+
+_objects = np.frompyfunc(math.erf, 1, 1)
+
+
+def _erf(a: Any) -> Any:
+    return _objects(a).astype(np.float64)
 
 
 def _gelu(a: Any) -> Any:
     return a * (0.5 + 0.5 * _erf(a * math.sqrt(0.5)))
 
 
-_erf = np.vectorize(math.erf, otypes=[float])
-
 NUMPY = SimpleNamespace(
     abs=np.abs,
     cos=np.cos,
-    erf=lambda a: _erf(a).view(Values),
+    erf=_erf,
     exp=np.exp,
     log=np.log,
     maximum=np.maximum,
@@ -78,4 +73,4 @@ NUMPY = SimpleNamespace(
 def number(op: str, *args: float) -> float:
     """The op of numbers, as an array of float64 would have it: NaN and infinity, never an error."""
     with np.errstate(all="ignore"):
-        return float(OPS[op].eager(NUMPY, *(values([a]) for a in args))[0])
+        return float(OPS[op].eager(NUMPY, *[np.array([a], dtype=np.float64) for a in args])[0])

@@ -138,7 +138,7 @@ _ROWS = (
     Op("sign", lambda t, a: t.sign(a), ("0",), "select({0} > 0, 1, select({0} < 0, -1, 0))",
        _function(r"\operatorname{{sign}}"), symmetry=0, idempotent=True),
     # The derivative of relu: 1 above zero, else 0 (torch's convention at zero itself).
-    Op("step", lambda t, a: (a > 0).to(a.dtype), ("0",), "select({0} > 0, 1, 0)", _function(r"\mathbf{{1}}_{{>0}}"),
+    Op("step", lambda t, a: t.sign(t.relu(a)), ("0",), "select({0} > 0, 1, 0)", _function(r"\mathbf{{1}}_{{>0}}"),
        idempotent=True, nonnegative=True),
 )
 # fmt: on

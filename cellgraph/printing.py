@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cellgraph.graph import CONST, MATMUL, CellGraph, Node, format_number, use_counts
 from cellgraph.notation import MAX_DEPTH
@@ -16,9 +16,10 @@ def to_text(cell: CellGraph) -> str:
     """The cell as notation: comment, header, one aligned equation a line, then `scalar` and `init`
     lines."""
     lines = [f"# {line}".rstrip() for line in cell.doc.splitlines()]
-    statements = equations(cell)
+    order = named(cell)
+    statements = _statements(cell, order)
     pad = max(len(name) for name, _ in statements)
-    lines.append(header(cell, {node: label for label, node in named(cell)}))
+    lines.append(header(cell, {node: label for label, node in order}))
     lines += [f"    {name:<{pad}} = {text}" for name, text in statements]
     scalars = [p.name for p in cell.params if p.kind == "scalar"]
     if scalars:
@@ -64,10 +65,12 @@ def named(cell: CellGraph) -> list[tuple[str, Node]]:
     counts = use_counts(cell.roots)
     fresh = (f"n{i}" for i in range(1, len(cell.nodes) + len(taken) + 2))
     nesting: dict[Node, int] = {}
+    large = len(cell.nodes) > MAX_DEPTH // 2  # a smaller one cannot nest too deeply
     for node in cell.nodes:
         shared = counts[node] > 1 and not all(a.is_leaf for a in node.args)
-        nesting[node] = _nesting(node, nesting, wanted)
-        deep = nesting[node] >= MAX_DEPTH // 2
+        if large:
+            nesting[node] = _nesting(node, nesting, wanted)
+        deep = large and nesting[node] >= MAX_DEPTH // 2
         if node not in wanted and (shared or deep or (bare and node is output)):
             wanted[node] = next(name for name in fresh if name not in taken)
         if node in wanted:
@@ -101,7 +104,10 @@ def _below(root: Node, placed: set[Node]) -> list[Node]:
 
 def equations(cell: CellGraph) -> list[tuple[str, str]]:
     """(left side, right side) of every line, in order; a state's line ends in a prime."""
-    order = named(cell)
+    return _statements(cell, named(cell))
+
+
+def _statements(cell: CellGraph, order: Sequence[tuple[str, Node]]) -> list[tuple[str, str]]:
     label = {node: name for name, node in order}
     lines: list[tuple[str, str]] = []
     pending = {f"{s.name}'": s.next for s in cell.states}

@@ -40,7 +40,7 @@ def scaled(a: float, b: float) -> float | None:
 
 def nested_sums(form: Form, view: View) -> View | None:
     k, terms = view
-    if all(form.op[t] != SUM for _, t in terms):
+    if SUM not in [form.op[t] for _, t in terms]:
         return None
     out: list[tuple[float, int]] = []
     for coefficient, t in terms:
@@ -55,10 +55,12 @@ def nested_sums(form: Form, view: View) -> View | None:
 
 def like_terms(form: Form, view: View) -> View | None:
     k, terms = view
+    if len({t for _, t in terms}) == len(terms):
+        return None
     merged: dict[int, float] = {}
     for coefficient, t in terms:
         merged[t] = merged.get(t, 0.0) + coefficient
-    if len(merged) == len(terms) or not all(map(math.isfinite, merged.values())):
+    if not all(map(math.isfinite, merged.values())):
         return None
     return k, [(coefficient + 0.0, t) for t, coefficient in merged.items()]
 
@@ -79,7 +81,7 @@ def common_factor(form: Form, view: View) -> View | None:
     sizes = {abs(coefficient) for coefficient, _ in terms}
     size = sizes.pop() if len(sizes) == 1 else 1.0
     sign = 1.0
-    if any(coefficient < 0 for coefficient, _ in terms):
+    if min(terms)[0] < 0:
         groups: dict[int, list[float]] = {}
         for coefficient, t in terms:
             groups.setdefault(form.shape[t], []).append(coefficient)
@@ -100,7 +102,7 @@ def common_factor(form: Form, view: View) -> View | None:
 def nested_products(form: Form, view: View) -> View | None:
     """A quotient in a denominator stays: where its own denominator is zero, it is not finite."""
     k, factors = view
-    if all(form.op[t] != PRODUCT for _, t in factors):
+    if PRODUCT not in [form.op[t] for _, t in factors]:
         return None
     out: list[tuple[float, int]] = []
     for exponent, t in factors:
@@ -189,8 +191,9 @@ def _plain(form: Form, t: int) -> bool:
 
 
 def folded(form: Form, op: str, args: tuple[Value, ...]) -> Value | None:
-    if any(t != ONE for _, t in args):
-        return None
+    for _, t in args:
+        if t != ONE:
+            return None
     from cellgraph.numeric import number  # numpy takes longer to load than all of this package
 
     result = number(op, *(k for k, _ in args))

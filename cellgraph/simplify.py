@@ -4,9 +4,9 @@ better, and writes the others anew.
 
 from __future__ import annotations
 
-from cellgraph.canonical import state_colours
+from cellgraph.canonical import state_colours, unambiguous
 from cellgraph.graph import CONST, MATMUL, STATE, CellGraph, Node, State, rebuilt
-from cellgraph.normal import SIGNS, Form
+from cellgraph.normal import SIGNS, Form, take_form
 from cellgraph.ops import INFIX
 from cellgraph.rewrites import FILL, ONE, PRODUCT, SUM, Value
 from cellgraph.widths import build
@@ -23,14 +23,16 @@ def simplify(cell: CellGraph) -> CellGraph:
     an order that does not depend on names; a state that nothing reads remains only if no other is
     emitted. Idempotent, and a cell that is simple already is returned itself.
 
-    The key stays, with one exception: a cell that no longer uses x outside a matrix takes x at any
-    width (`raw_x` becomes None), so it is another cell. Where a removed part decided on any other
-    width, or the simple form would be the longer one, the cell is left as it is.
+    The key stays, ties of `canonical.py` apart, with one exception: a cell that no longer uses x
+    outside a matrix takes x at any width (`raw_x` becomes None), so it is another cell. Where a
+    removed part decided on any other width, or the simple form would be the longer one, the cell is
+    left as it is.
 
     Raises `CellError` where the output or the next value of a state comes to a number, which no
     cell can say (`h' = x - x`); `viable` is false for such a cell.
     """
-    writer = _Writer(cell)
+    form, image = take_form(cell)
+    writer = _Writer(cell, form, image)
     states, output = writer.states()
     roots = [writer.built[writer.image[s.next]] for s in states]
     if tuple(states) == cell.states and (*roots, output) == cell.roots:
@@ -44,7 +46,20 @@ def simplify(cell: CellGraph) -> CellGraph:
         names=writer.names(output),
         doc=cell.doc,
     )
-    return made if _as_wide(made, cell) and _ops(made) <= _ops(cell) else cell
+    if not _as_wide(made, cell) or _ops(made) > _ops(cell):
+        return cell
+    # Told here only where it is certain that the new cell, read from its text, would get the same.
+    if made.raw_x == cell.raw_x and unambiguous(form) and _reads_alike(made, cell, form, image):
+        made.__dict__["_key"] = cell.key()
+    return made
+
+
+def _reads_alike(made: CellGraph, cell: CellGraph, form: Form, image: dict[Node, Value]) -> bool:
+    """Has the simple cell the very same normal form? Its terms are known already, so that this is
+    quicker than another form of it."""
+    values, nexts = form.values(made), {s.name: s.next for s in cell.states}
+    pairs = [(made.outputs[0], cell.outputs[0]), *((s.next, nexts[s.name]) for s in made.states)]
+    return all(values[new] == image[old] for new, old in pairs)
 
 
 def _ops(cell: CellGraph) -> int:
@@ -63,12 +78,21 @@ def _as_wide(made: CellGraph, cell: CellGraph) -> bool:
 class _Writer:
     """Nodes for the values of a cell."""
 
-    def __init__(self, cell: CellGraph) -> None:
-        self.cell = cell
-        self.form = Form.of(cell)
-        self.image: dict[Node, Value] = {}
+    def __init__(self, cell: CellGraph, form: Form, image: dict[Node, Value]) -> None:
+        self.cell, self.form, self.image = cell, form, image
         self.built: dict[Value, Node] = {}
+        if form.rewritten:
+            self._rewrite()
+            return
         for node in cell.nodes:
+            if image[node] not in self.built:
+                self.built[image[node]] = self._kept(node)
+
+    def _rewrite(self) -> None:
+        """Read the cell once more, and write what a rule makes better as soon as it is read: what
+        is written can be terms of its own, and the order of terms is that of arguments."""
+        self.form, self.image = Form.of(self.cell), {}
+        for node in self.cell.nodes:
             before = self.form.rewritten
             value = self.image[node] = self.form.read(node, self.image)
             if value not in self.built:
@@ -104,21 +128,20 @@ class _Writer:
 
     def _kept(self, node: Node) -> Node:
         """The node over what its arguments have become."""
-        if SIGNS.get(node.op):
-            return self._signed(node)
         if node.op == MATMUL and self.form.op[self.form.args[self.image[node][1]][1]] == FILL:
             return node  # its operand has come to a number, which cannot stand right of @
-        return rebuilt(node, tuple([self.built[self.image[a]] for a in node.args]))
+        args = tuple([self.built[self.image[a]] for a in node.args])
+        signs = SIGNS.get(node.op)
+        if signs and (node.op == _NEGATE or _NEGATE in [a.op for a in args]):
+            return self._signed(node, signs, args)
+        return rebuilt(node, args)
 
-    def _signed(self, node: Node) -> Node:
+    def _signed(self, node: Node, signs: tuple[int, ...], args: tuple[Node, ...]) -> Node:
         """A sum of one or two without a negation among its arguments: `a - b` for `a + -b`."""
-        signs: tuple[int, ...] = ()
-        args: tuple[Node, ...] = ()
-        for sign, arg in zip(SIGNS[node.op] or (), node.args, strict=True):
-            now = self.built[self.image[arg]]
-            signs += (-sign if now.op == _NEGATE else sign,)
-            args += (now.args[0] if now.op == _NEGATE else now,)
-        if signs == SIGNS[node.op] and args[0].op != _SUBTRACT:
+        negated = [a.op == _NEGATE for a in args]
+        signs = tuple([-s if n else s for s, n in zip(signs, negated, strict=True)])
+        args = tuple([a.args[0] if n else a for a, n in zip(args, negated, strict=True)])
+        if signs == (-1,) and args[0].op != _SUBTRACT:
             return rebuilt(node, args)
         if len(args) == 1:
             return args[0] if signs == (1,) else Node(_SUBTRACT, args[0].args[::-1])

@@ -170,9 +170,10 @@ def build(
         raise CellError(f"cell {name} has {len(order)} nodes, expected at most {MAX_NODES}")
     widths = _Widths(order, {label: width for label, width, _ in states}, frozenset(scalars))
     for node in order:
-        init = inits.get(str(node.attr))
-        if node in widths.matrices and init is not None and init.kind == "identity":
-            widths.square(node)
+        if node in widths.matrices:
+            init = inits.get(str(node.attr))
+            if init is not None and init.kind == "identity":
+                widths.square(node)
     for label, width, node in states:
         if widths.of[node] in (SCALAR, MATRIX):
             raise WidthError(
@@ -183,7 +184,7 @@ def build(
         raise WidthError(output, "the output is not a vector, expected one")
     params = [widths.param(node, inits.get(str(node.attr))) for node in order if node.op == PARAM]
     alive = frozenset(order)
-    return CellGraph(
+    cell = CellGraph(
         name=name,
         inputs=("x",),
         states=tuple(State(*s) for s in states),
@@ -193,6 +194,8 @@ def build(
         names=tuple((label, node) for label, node in names if node in alive),
         doc=doc,
     )
+    cell.__dict__["nodes"] = tuple(order)  # as the cell would find them itself
+    return cell
 
 
 def _check_names(

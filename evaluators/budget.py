@@ -7,7 +7,7 @@ training (train.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class Rung:
             whole("rung", "keep", self.keep)
         if self.bar is not None:
             object.__setattr__(self, "bar", real("rung", "bar", self.bar))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, texts and lists: the same after a way through JSON."""
-        return asdict(self) | {"rungs": [asdict(rung) for rung in self.rungs]}
+        return vars(self) | {"rungs": [rung.to_dict() for rung in self.rungs]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Budget:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from evaluators.checks import from_dict, one_of, real, whole
@@ -68,7 +69,7 @@ class Settings:
         return ",".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # plain numbers and texts: `asdict` would copy them deeply
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -106,13 +107,18 @@ class Grid:
             if len(frozenset(values)) != len(values):
                 raise DataError(f"grid {axis.name} has a value twice: {list(values)}")
 
-    @property
+    @cached_property
     def _axes(self) -> tuple[tuple[Any, ...], ...]:
         return tuple(getattr(self, axis.name) for axis in fields(self))
 
-    @property
+    @cached_property
     def _sizes(self) -> tuple[int, ...]:
         return tuple(len(values) for values in self._axes)
+
+    @cached_property
+    def _made(self) -> dict[int, Settings]:
+        """The settings that were asked for; a search asks for the same ones all the time."""
+        return {}
 
     def _values(self, digits: tuple[int, ...]) -> dict[str, Any]:
         axes = zip(fields(self), self._axes, digits, strict=True)
@@ -125,11 +131,13 @@ class Grid:
         """The setting at `index`; `IndexError` outside 0 <= index < len(grid)."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside a grid of {len(self)} settings")
-        digits = []
-        for size in reversed(self._sizes):
-            index, digit = divmod(index, size)
-            digits.append(digit)
-        return Settings(**self._values(tuple(reversed(digits))))
+        if index not in self._made:
+            digits, rest = [], index
+            for size in reversed(self._sizes):
+                rest, digit = divmod(rest, size)
+                digits.append(digit)
+            self._made[index] = Settings(**self._values(tuple(reversed(digits))))
+        return self._made[index]
 
     def __iter__(self) -> Iterator[Settings]:
         return (self[index] for index in range(len(self)))

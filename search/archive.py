@@ -14,6 +14,10 @@ from cellgraph import CellGraph
 from evaluators.fitness import score
 from search.funnel import Stage
 
+# Of zlib: 2^11 bytes of raw data are looked back on, and little memory is taken. A cell has a few
+# hundred bytes; what zlib takes by default is 256 KiB, which the system hands out page by page.
+_WINDOW, _MEMORY = -11, 4
+
 
 class Architecture:
     """A cell, by its key, with every setting it was trained on: stage -> index in the stage's grid
@@ -40,7 +44,8 @@ class Architecture:
     def __init__(self, candidate: int, key: str, cell: CellGraph | str) -> None:
         self.candidate, self.key = candidate, key
         text = cell if isinstance(cell, str) else str(cell)
-        self._text = zlib.compress(text.encode(), 1)
+        packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW, _MEMORY)
+        self._text = packer.compress(text.encode()) + packer.flush()
         self._graph = None if isinstance(cell, str) else cell
         # A dictionary has 200 bytes: where nothing is under way, a tuple does.
         self._tried: dict[str, dict[int, float | None]] | tuple[tuple[str, int, Any], ...] = {}
@@ -61,7 +66,7 @@ class Architecture:
     @property
     def text(self) -> str:
         """Its notation."""
-        return zlib.decompress(self._text).decode()
+        return zlib.decompress(self._text, _WINDOW).decode()
 
     @property
     def name(self) -> str:

@@ -6,16 +6,16 @@ proposal sees exactly the results whose virtual end does not lie after its virtu
 workers merely run ahead: which of them did what, when it finished and how often the driver was
 killed leaves no trace in the search.
 
-Everything goes through the journal first. A unit is submitted after its proposal is durable, and a
-result is used after it is durable, so that a run is resumed by running this same loop again over
-the journal.
+Everything goes through the journal. A unit is submitted, a result is shown, after it is durable;
+what has arrived and what the search makes of it are one transaction, so that disks are waited for
+once for all that came together. A run is resumed by running this same loop again over the journal.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from search.algorithms import Algorithm, Work
@@ -32,6 +32,22 @@ class Observer(Protocol):
     def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None: ...
 
     def waiting(self) -> None: ...
+
+
+@dataclass
+class _Pending:
+    """What the next transaction makes durable, and what may be done only then."""
+
+    candidates: list[CandidateRow] = field(default_factory=list)
+    units: list[UnitRow] = field(default_factory=list)
+    results: list[ResultRow] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
+    works: list[tuple[int, Work]] = field(default_factory=list)  # to be submitted
+    consumed: list[tuple[UnitRow, Work, ResultRow, bool]] = field(default_factory=list)  # to show
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.units or self.results or self.events)
 
 
 @dataclass
@@ -55,9 +71,10 @@ class Loop:
     stopping: bool = False  # take what the workers are at, and start nothing else
     running: list[tuple[float, int]] = field(default_factory=list)  # heap of (virtual end, unit)
     works: dict[int, tuple[UnitRow, Work]] = field(default_factory=dict)  # those that run
-    results: dict[int, ResultRow] = field(default_factory=dict)  # durable ones, by unit
+    results: dict[int, ResultRow] = field(default_factory=dict)  # that wait to be told, by unit
     replayed: set[int] = field(default_factory=set)  # of those, what an earlier driver wrote
     reasons: set[str] = field(default_factory=set)  # of fallbacks, that the journal tells of
+    pending: _Pending = field(default_factory=_Pending)
 
     def run(self) -> bool:
         """Until the search is over (True), or, in a replay, until a result is missing, or until it
@@ -70,8 +87,9 @@ class Loop:
         told = [e.detail for e in self.journal.events() if e.kind == FALLBACK]
         self.reasons = {str(d.get("reason")) for d in told if isinstance(d, Mapping)}
         while True:
-            self._start(self._ask())
+            self._ask()
             if not self.running:
+                self._commit()
                 return True
             self.now = self.running[0][0]
             while self.running and self.running[0][0] == self.now:  # what ends together …
@@ -82,34 +100,39 @@ class Loop:
                 unit, work = self.works.pop(number)
                 result = self.results.pop(number)
                 self.algorithm.tell(work, _records(work, result))  # … is seen so
-                self.observer.consumed(unit, work, result, number in self.replayed)
+                self.pending.consumed.append((unit, work, result, number in self.replayed))
                 self.replayed.discard(number)
+                if not self.pending.has_rows:
+                    self._commit()
 
     def stop(self) -> None:
         """Let the workers finish what they are at, write it down, and return from `run`."""
         self.stopping = True
 
-    def _ask(self) -> list[tuple[UnitRow, Work]]:
+    def _ask(self) -> None:
         """Give the idle virtual workers what the algorithm wants done next."""
-        begun: list[tuple[UnitRow, Work]] = []
         while len(self.running) < self.virtual_workers:
             work = self.algorithm.ask()
             if work is None:
-                break
-            unit = self._unit(work) if self.asked >= self.written else self._held(work)
+                return
+            new = self.asked >= self.written
+            unit = self._unit(work) if new else self._held(work)
             self.asked += 1
-            begun.append((unit, work))
             self.works[unit.id] = (unit, work)
             heapq.heappush(self.running, (unit.end, unit.id))
-        return begun
+            if not new and (result := self.journal.result(unit.id)) is not None:
+                self.results[unit.id] = result
+                self.replayed.add(unit.id)
+                continue
+            self.pending.works.append((unit.id, work))
+            if new:
+                self.pending.units.append(unit)
+                if work.new:
+                    self.pending.candidates.append(_candidate(work))
 
     def _unit(self, work: Work) -> UnitRow:
         cost = work.cost
-        payload = {
-            "settings": [s.to_dict() for s in work.settings],
-            "purpose": work.purpose,
-            "rungs": [asdict(rung) for rung in work.rungs],
-        }
+        payload = {**work.plan, "purpose": work.purpose}
         place = (self.asked, work.proposal.id, work.stage.name)
         return UnitRow(*place, payload, cost, self.now, self.now + cost)
 
@@ -129,48 +152,45 @@ class Loop:
             _same(row, _candidate(work))
         return held
 
-    def _start(self, begun: Sequence[tuple[UnitRow, Work]]) -> None:
-        """Write down what is new, in one transaction, then submit whatever has no result yet."""
-        units: list[UnitRow] = []
-        candidates: list[CandidateRow] = []
-        for unit, work in begun:
-            if unit.id >= self.written:
-                units.append(unit)
-                if work.new:
-                    candidates.append(_candidate(work))
-            elif (result := self.journal.result(unit.id)) is not None:
-                self.results[unit.id] = result
-                self.replayed.add(unit.id)
-        if self.executor is None:
-            return
-        if units:
-            self.journal.write(candidates=candidates, units=units)
-        for unit, work in begun:
-            if unit.id not in self.results:
-                self.executor.submit(unit.id, _payload(work))
-
     def _arrived(self, number: int) -> bool:
-        """Wait until the result of a unit is durable; False when nobody will ever bring it, or when
-        the run is to stop; then the workers have finished what they were at."""
+        """Wait until a unit has its result; False when nobody will ever bring it, or when the run
+        is to stop; then the workers have finished what they were at."""
         while number not in self.results and not self.stopping:
             if self.executor is None:
                 return False
-            self._collect(self.executor, 0.5)
+            if not self._collect(self.executor, 0.0):  # with what came meanwhile, in one go
+                self._commit()
+                self._collect(self.executor, 0.5)
         if self.stopping and self.executor is not None:
+            self.pending.works.clear()
             self.executor.drain()
             while self._collect(self.executor, None):
                 pass
+            self._commit()
         return not self.stopping
 
     def _collect(self, executor: Executor, timeout: float | None) -> int:
-        """Write down what has arrived; how many results that is."""
+        """Take what has arrived; how many results that is."""
         rows = [result_row(outcome) for outcome in executor.wait(timeout)]
-        events = [EventRow(kind, detail) for kind, detail in executor.events()]
-        if rows or events:
-            self.journal.write(results=rows, events=[*self._fallbacks(rows), *events])
-            self.results.update((row.unit, row) for row in rows)
+        self.results.update((row.unit, row) for row in rows)
+        self.pending.results += rows
+        self.pending.events += self._fallbacks(rows)
+        self.pending.events += [EventRow(kind, detail) for kind, detail in executor.events()]
         self.observer.waiting()
         return len(rows)
+
+    def _commit(self) -> None:
+        """Write down what is new, in one transaction; then submit units, and show results."""
+        pending, self.pending = self.pending, _Pending()
+        if self.executor is not None:
+            if pending.has_rows:
+                self.journal.write(
+                    pending.candidates, pending.units, pending.results, pending.events
+                )
+            for number, work in pending.works:
+                self.executor.submit(number, _payload(work))
+        for consumed in pending.consumed:
+            self.observer.consumed(*consumed)
 
     def _fallbacks(self, rows: Sequence[ResultRow]) -> list[EventRow]:
         """An event for every new reason for which what should be compiled was left to torch, whose
@@ -203,8 +223,7 @@ def _payload(work: Work) -> dict[str, Any]:
     return {
         "cell": work.proposal.architecture.text,
         "stage": work.stage.name,
-        "settings": [s.to_dict() for s in work.settings],
-        "rungs": [asdict(rung) for rung in work.rungs],
+        **work.plan,
         "screen": work.screen,
     }
 

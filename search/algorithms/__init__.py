@@ -52,6 +52,12 @@ class Work:
     def settings(self) -> list[Settings]:
         return [self.stage.grid[index] for index in self.indices]
 
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What is trained, as plain data for the journal and the workers; not to be changed."""
+        settings = [setting.to_dict() for setting in self.settings]
+        return {"settings": settings, "rungs": [rung.to_dict() for rung in self.rungs]}
+
     @property
     def screen(self) -> bool:
         """Is the cell looked at before it is trained?"""

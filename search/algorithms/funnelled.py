@@ -12,7 +12,6 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import cellgraph as cg
@@ -136,7 +135,7 @@ class Funnelled(ABC):
         """Start the child, unless it is known; then the archive has its results already."""
         child = cg.simplify(child)
         key = child.key()
-        child = replace(child, name=f"cell_{key[:8]}")
+        child = child.renamed(f"cell_{key[:8]}", key)
         known, fingerprint = self.archive.get(key), None
         if known is None and not self.config.retry:
             fingerprint = cg.fingerprint(child)

@@ -324,7 +324,7 @@ def test_the_state_that_is_emitted_stays_even_if_nothing_reads_it() -> None:
     cell = cg.load("lstm")
     draft = module._Draft.of(cell)
     for gate in "ifgo":
-        line = draft.image[node_of(cell, gate)]
+        line = draft.now(node_of(cell, gate))
         draft.put(line, Node("sigmoid", (Node("add", (Node("input", (), "x"),
                                                      Node("state", (), "c"))),)))  # fmt: skip
     child = module._finish(draft, cell, (cell.key(),))

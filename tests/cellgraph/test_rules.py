@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cellgraph as cg
-from cellgraph.canonical import canonical
+from cellgraph.canonical import canonical, key, key_of, unambiguous
 from cellgraph.graph import CellGraph
 from cellgraph.interpret import unroll
-from cellgraph.normal import Form, form_of
+from cellgraph.normal import Form, form_of, leave_form
 from cellgraph.ops import OPS, Op
 from cellgraph.rewrites import LONGEST
 from cellgraph.rules import RULES, Rule
@@ -353,7 +353,51 @@ def test_a_drawn_cell_keeps_its_values(cell: CellGraph) -> None:
     kept = {p.name: p for p in cell.params}
     assert all(kept[p.name].init == p.init for p in simple.params)
     if simple.raw_x == cell.raw_x:
-        assert simple.key() == cell.key()
+        assert key(simple) == key(cell)
+
+
+@pytest.mark.parametrize("options", [{}, {"edits": (1, 3)}], ids=["p", "edits"])
+def test_children_are_simplified_as_their_text_is(options: dict[str, tuple[int, int]]) -> None:
+    """What a child brings with it, its normal form and its key, tells nothing that is not so."""
+    rng, cells = random.Random(9), [cg.load(name) for name in cg.zoo.names()]
+    changed = 0
+    for _ in range(400):
+        child = cg.mutate(rng.choice(cells), rng, **options)
+        if child is None:
+            continue
+        read = cg.parse(str(child))
+        simple = cg.simplify(child)
+        assert simple == cg.simplify(read)
+        assert cg.simplify(child) == simple  # when the child has given its normal form away
+        assert child.key() == key(read)
+        assert simple.key() == key(simple) == key(cg.parse(str(simple)))
+        changed += simple is not child
+        cells[rng.randrange(len(cells))] = simple
+    assert changed > 20
+
+
+def test_a_child_gives_its_normal_form_away() -> None:
+    """A cell that lives on in a pool must not hold it."""
+    child = next(c for seed in range(99) if (c := cg.mutate(cg.load("gru"), random.Random(seed))))
+
+    def held() -> bool:
+        tuples = [value for value in vars(child).values() if isinstance(value, tuple)]
+        return any(isinstance(part, Form) for value in tuples for part in value)
+
+    assert held()
+    cg.simplify(child)
+    assert not held()
+
+
+def test_a_key_that_could_be_another_one_is_not_kept() -> None:
+    """Where refinement cannot tell terms apart, the order in which they are met decides."""
+    child = cg.parse("cell a(x, h)\n h' = tanh(x + U @ h) * exp(0) + (-(b - c))")
+    leave_form(child, *(found := form_of(child)))
+    assert child.key() == key_of(child, *found)
+    assert not unambiguous(found[0])
+    simple = cg.simplify(child)
+    assert simple is not child
+    assert simple.key() == key(simple)
 
 
 @settings(max_examples=60, deadline=None)
