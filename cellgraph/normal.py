@@ -47,10 +47,8 @@ def mix(a: int, b: int) -> int:
 @lru_cache(maxsize=4096)
 def code(label: str | float) -> int:
     """64 bits for a word or a number."""
-    if isinstance(label, str):
-        data = label.encode()
-        return zlib.crc32(data) << 32 | zlib.adler32(data)
-    return mix(1, int.from_bytes(struct.pack(">d", label), "big"))
+    data = label.encode() if isinstance(label, str) else struct.pack(">d", label)
+    return zlib.crc32(data) << 32 | zlib.adler32(data)
 
 
 class Form:

@@ -389,9 +389,16 @@ def test_a_child_gives_its_normal_form_away() -> None:
     assert not held()
 
 
+def test_the_terms_of_a_difference_do_not_look_alike() -> None:
+    cell = cg.parse("cell a(x, h)\n h' = tanh(x + U @ h) + (b - c)")
+    form, image = form_of(cell)
+    key_of(cell, form, image)
+    assert unambiguous(form)
+
+
 def test_a_key_that_could_be_another_one_is_not_kept() -> None:
     """Where refinement cannot tell terms apart, the order in which they are met decides."""
-    child = cg.parse("cell a(x, h)\n h' = tanh(x + U @ h) * exp(0) + (-(b - c))")
+    child = cg.parse("cell a(x, h)\n h' = tanh(x + U @ h) * exp(0) + (b + c)")
     leave_form(child, *(found := form_of(child)))
     assert child.key() == key_of(child, *found)
     assert not unambiguous(found[0])
