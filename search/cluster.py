@@ -141,7 +141,6 @@ class RayExecutor:
         limit = self._timeout * max(1, len(payload.get("settings", ())))
         # As bytes: it may wait here while its owner changes it, and Ray is fastest with them.
         self._dispatch.add(Call(unit, pickle.dumps(payload), limit))
-        self._start_calls()
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
         """The outcomes since the last call (`Executor.wait`).
@@ -255,22 +254,25 @@ class RayExecutor:
             return values
 
     def _tell(self, lane: Lane, call: Call, value: Any) -> None:
-        """A call has returned from a worker that lives."""
+        """A call and its mates have returned from a worker that lives."""
         now = time.monotonic()
-        if isinstance(value, BaseException):  # the result cannot be sent
-            value = ("crashed", None, last_error(str(value)), 0.0)
-        status, result, error, seconds = value
-        if status != "out_of_memory":
-            self._dispatch.finish(lane, call, now)
-            tries = call.starts + 1
-            self._done.append(
-                Outcome(call.unit, status, result, error, seconds, lane.worker, tries)
-            )
-            return
-        # What units before it have left in the memory of its worker may be the reason.
-        given_up = self._dispatch.fail(lane, call, now)
-        if given_up is not None:
-            self._give_up(given_up, lane, status, error, seconds)
+        if isinstance(value, BaseException):  # a result cannot be sent
+            if call.mates:
+                self._dispatch.separate(self._dispatch.finish(lane, call, now, 0.0))
+                return
+            value = [("crashed", None, last_error(str(value)), 0.0)]
+        party = self._dispatch.finish(lane, call, now, sum(answer[3] for answer in value))
+        for member, (status, result, error, seconds) in zip(party, value, strict=True):
+            if status != "out_of_memory":
+                tries = member.starts + 1
+                self._done.append(
+                    Outcome(member.unit, status, result, error, seconds, lane.worker, tries)
+                )
+                continue
+            # What units before it have left in the memory of its worker may be the reason.
+            given_up = self._dispatch.fail(lane, member, now, alone=len(party) == 1)
+            if given_up is not None:
+                self._give_up(given_up, lane, status, error, seconds)
 
     def _lose(self, lane: Lane, status: Status, message: str, *, node: bool = False) -> None:
         """The worker of a lane is gone: find out who is to blame, and start another."""
@@ -303,14 +305,14 @@ class RayExecutor:
 
     def _start_calls(self) -> None:
         for lane, call in self._dispatch.assign(time.monotonic()):
-            reference = self._actors[lane].run.remote(call.payload)
+            reference = self._actors[lane].run.remote([c.payload for c in call.party])
             self._calls[reference] = lane, call
-            self._next_deadline = min(self._next_deadline, time.monotonic() + call.limit)
+            self._next_deadline = min(self._next_deadline, time.monotonic() + call.patience)
 
     def _stop_what_takes_too_long(self, now: float) -> None:
         for lane in list(self._dispatch.lanes):
             if lane.deadline is not None and lane.deadline <= now:
-                self._lose(lane, "timeout", f"no result within {lane.calls[0].limit:g} s")
+                self._lose(lane, "timeout", f"no result within {lane.calls[0].patience:g} s")
         deadlines = [d for lane in self._dispatch.lanes if (d := lane.deadline) is not None]
         self._next_deadline = min(deadlines, default=float("inf"))
 

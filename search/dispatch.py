@@ -12,6 +12,8 @@ exception, so:
   given up. (A call that kills at once may take the result of the one before it along; that one is
   blamed, and just runs again.)
 * A node that is lost is nobody's fault, unless it happens to one call again and again.
+* Calls of a few milliseconds travel together, as a journey costs half a millisecond. Where a worker
+  dies on such a journey nobody is blamed: all of it is tried again, each alone.
 * A worker that has answered `recycle` calls is replaced once it has nothing in flight: what its
   libraries leak goes with it. The others work on meanwhile.
 
@@ -20,11 +22,16 @@ Every operation takes the same time however many calls are queued.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 WINDOW = 2
+
+# Calls travel together, so many at most, while they take less than so many seconds on average over
+# the last dozen or so.
+_TOGETHER, _SHORT, _LAST = 8, 0.005, 12
 
 # So often a node may be lost under a call before that looks like the call's doing.
 NODE_LOSSES = 5
@@ -50,11 +57,31 @@ class Call:
     node_losses: int = 0
     # When it became the oldest on its lane, that is, when it began to run; 0 before that.
     started: float = 0.0
+    # Is it tried alone, as whatever it is on the way with may fail?
+    alone: bool = False
+    # Calls that travel with it, to be run after it.
+    mates: list[Call] = field(default_factory=list)
 
     @property
     def starts(self) -> int:
         """How often it was started and did not come to an end."""
         return self.failures + self.node_losses
+
+    @property
+    def party(self) -> list[Call]:
+        """All that travel together, in the order in which they run."""
+        return [self, *self.mates]
+
+    def part(self) -> list[Call]:
+        """The party, which is one no longer."""
+        party, self.mates = self.party, []
+        return party
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the journey may take: those of one call, as those that travel together are
+        expected to take next to nothing. What is late gets its own time, alone."""
+        return max(call.limit for call in self.party)
 
 
 @dataclass(eq=False)
@@ -64,7 +91,7 @@ class Lane:
     number: int
     up: bool = False
     worker: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)  # the first of each journey
     # Calls that its present process has answered.
     answered: int = 0
     # Gets no more calls, as its process is to be replaced.
@@ -73,7 +100,7 @@ class Lane:
     @property
     def deadline(self) -> float | None:
         """When its oldest call has run for too long; None when it runs nothing."""
-        return self.calls[0].started + self.calls[0].limit if self.calls else None
+        return self.calls[0].started + self.calls[0].patience if self.calls else None
 
 
 class Dispatch:
@@ -94,6 +121,7 @@ class Dispatch:
         self._retired: dict[Lane, float] = {}  # when
         self._in_flight = 0
         self._numbers = 0
+        self._seconds = math.inf  # that a call takes, of late
         self._draining = False
 
     @property
@@ -110,22 +138,27 @@ class Dispatch:
         self._draining = True
 
     def assign(self, now: float) -> Iterator[tuple[Lane, Call]]:
-        """Put queued calls on lanes that are up, and tell which went where, in order."""
+        """Put queued calls on lanes that are up, and tell which went where, in order: the first of
+        each journey, with its mates."""
         while (pair := self._next()) is not None:
             lane, call = pair
             lane.calls.append(call)
-            self._in_flight += 1
+            self._in_flight += len(call.party)
             if len(lane.calls) == 1:
                 call.started = now
             self._sort(lane)
             yield pair
 
-    def finish(self, lane: Lane, call: Call, now: float) -> None:
-        """`call` has returned."""
+    def finish(self, lane: Lane, call: Call, now: float, seconds: float) -> list[Call]:
+        """`call` and its mates have returned, after so many seconds of running in all. Who has."""
+        party = call.part()
         was_oldest = lane.calls[0] is call
         lane.calls.remove(call)
-        self._in_flight -= 1
-        lane.answered += 1
+        self._in_flight -= len(party)
+        lane.answered += len(party)
+        each = seconds / len(party)
+        known = self._seconds < math.inf
+        self._seconds = self._seconds + (each - self._seconds) / _LAST if known else each
         if was_oldest and lane.calls:
             lane.calls[0].started = now
         if self._recycle is not None and lane.answered >= self._recycle:
@@ -133,15 +166,25 @@ class Dispatch:
             if others < max(1, len(self.lanes) // _REPLACED_TOGETHER):
                 self.retire(lane, now)
         self._sort(lane)
+        return party
 
-    def fail(self, lane: Lane, call: Call, now: float) -> Call | None:
-        """`call` has returned, but something was wrong with its worker, which shall be replaced.
+    def fail(self, lane: Lane, call: Call, now: float, *, alone: bool) -> Call | None:
+        """`call` has returned, alone or from among others, but something was wrong with its worker,
+        which shall be replaced.
 
         Returns the call to give up, if that happened once too often.
         """
-        self.finish(lane, call, now)
         self.retire(lane, now)
-        return self._blame(lane, call)
+        if alone:
+            return self._blame(lane, call)
+        self.separate([call])
+        return None
+
+    def separate(self, party: Iterable[Call]) -> None:
+        """Try again, each alone, what has failed together: nobody is blamed."""
+        for call in party:
+            call.alone = True
+            self._suspects.append(call)
 
     def lose(self, lane: Lane, *, node: bool = False) -> Call | None:
         """The worker of `lane` is gone, or with `node` its whole node is; the lane is down.
@@ -150,18 +193,21 @@ class Dispatch:
         """
         calls = lane.calls
         lane.up, lane.answered, lane.calls = False, 0, []
-        self._in_flight -= len(calls)
+        self._in_flight -= sum(len(call.party) for call in calls)
         self._sort(lane)
         if not calls:
             return None
         oldest, *others = calls
-        self._queue.extendleft(reversed(others))
+        self._queue.extendleft(reversed([call for first in others for call in first.part()]))
+        if oldest.mates:
+            self.separate(oldest.part())
+            return None
         if not node:
             return self._blame(lane, oldest)
         oldest.node_losses += 1
         if oldest.node_losses >= NODE_LOSSES:
             return oldest
-        (self._suspects if oldest.failures else self._queue).appendleft(oldest)
+        (self._suspects if oldest.alone else self._queue).appendleft(oldest)
         return None
 
     # ------------------------------------------------------------------------------- lanes
@@ -212,12 +258,22 @@ class Dispatch:
         # As long as a suspect waits for an empty lane, no lane gets a second call.
         for lanes in [empty] if self._suspects else [empty, *others]:
             if lanes:
-                return next(iter(lanes)), self._queue.popleft()
+                call = self._queue.popleft()
+                call.mates = [self._queue.popleft() for _ in range(self._mates())]
+                return next(iter(lanes)), call
         return None
+
+    def _mates(self) -> int:
+        """How many travel with the one that was taken from the queue just now: short calls share
+        the room that there is."""
+        if self._seconds >= _SHORT:
+            return 0
+        room = sum((WINDOW - depth) * len(lanes) for depth, lanes in enumerate(self._open))
+        return min(_TOGETHER - 1, len(self._queue) // room)
 
     def _blame(self, lane: Lane, call: Call) -> Call | None:
         call.failures += 1
-        call.failed_on = lane
+        call.failed_on, call.alone = lane, True
         if call.failures >= self._attempts:
             return call
         self._suspects.append(call)
@@ -232,6 +288,6 @@ class Dispatch:
             lane.up
             and not lane.retiring
             and depth < WINDOW
-            and not any(call.failures for call in lane.calls)  # suspects run alone
+            and not any(call.alone for call in lane.calls)
         ):
             self._open[depth][lane] = None

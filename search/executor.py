@@ -49,7 +49,8 @@ class Executor(Protocol):
         ...
 
     def submit(self, unit: int, payload: Payload) -> None:
-        """Queue a unit; returns at once. Units start in the order in which they are submitted."""
+        """Queue a unit; returns at once. Units start in the order in which they are submitted, with
+        the next `wait` at the latest."""
         ...
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:

@@ -19,6 +19,9 @@ from typing import Any
 from search import host
 from search.executor import Status, UnitFunction, attempt
 
+#: Status, result, error and seconds of a unit.
+Answer = tuple[Status, dict[str, Any] | None, str | None, float]
+
 _SHARE_OF_CHECKS = 1 / 200
 
 
@@ -70,12 +73,15 @@ class Worker:
             self._setup(*arguments)
         return f"{socket.gethostname()}:{os.getpid()}"
 
-    def run(self, payload: bytes) -> tuple[Status, dict[str, Any] | None, str | None, float]:
-        """What became of a unit (`attempt`). Raises SharedDataError."""
-        answer = attempt(self._function, pickle.loads(payload))  # noqa: S301 - our own driver's
+    def run(self, payloads: Sequence[bytes]) -> list[Answer]:
+        """What became of each unit (`attempt`). Raises SharedDataError."""
+        answers = [
+            attempt(self._function, pickle.loads(payload))  # noqa: S301 - our own driver's
+            for payload in payloads
+        ]
         if time.perf_counter() >= self._check_at:
             self._check()
-        return answer
+        return answers
 
     def _check(self) -> None:
         start = time.perf_counter()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cellgraph as cg
 from search import launch
-from search.algorithms import Proposal
+from search.algorithms import Proposal, Work
 from search.algorithms.funnelled import Funnelled
 from search.archive import Architecture
 from search.config import Config
 from search.executor import Executor, Outcome
-from search.journal import Journal
-from search.loop import Loop
+from search.journal import Journal, ResultRow, UnitRow
+from search.loop import Loop, Observer
 from search.progress import Silent
 
 
@@ -98,8 +99,23 @@ class Shuffled:
     def close(self) -> None: ...
 
 
+@dataclass
+class Witness:
+    """An observer that remembers which results it was shown."""
+
+    shown: list[int] = field(default_factory=list)
+
+    def consumed(self, unit: UnitRow, work: Work, result: ResultRow, replayed: bool) -> None:
+        self.shown.append(unit.id)
+
+    def waiting(self) -> None: ...
+
+
 def run(
-    directory: Path, executor: Executor | None, made: Config | None = None
+    directory: Path,
+    executor: Executor | None,
+    made: Config | None = None,
+    observer: Observer | None = None,
 ) -> tuple[Loop, bool]:
     """Start, or carry on, the search in `directory`; `executor=None` checks it draw by draw.
 
@@ -111,7 +127,7 @@ def run(
         check = executor is None
         algorithm = ready.algorithm() if check else ready.algorithm(journal.candidate)
         virtual = ready.config.virtual_workers
-        loop = Loop(algorithm, journal, executor, virtual, Silent(), verify=check)
+        loop = Loop(algorithm, journal, executor, virtual, observer or Silent(), verify=check)
         return loop, loop.run()
 
 

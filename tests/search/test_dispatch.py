@@ -29,8 +29,8 @@ def units(lane: Lane) -> list[int]:
     return [call.unit for call in lane.calls]
 
 
-def answer(made: Dispatch, lane: Lane, now: float = 0.0) -> None:
-    made.finish(lane, lane.calls[0], now)
+def answer(made: Dispatch, lane: Lane, now: float = 0.0, seconds: float = 1.0) -> list[int]:
+    return [call.unit for call in made.finish(lane, lane.calls[0], now, seconds)]
 
 
 def test_every_lane_gets_one_call_before_any_gets_two():
@@ -65,7 +65,7 @@ def test_results_that_arrive_out_of_order():
     made = dispatch(lanes=1, units=2)
     lane = made.lanes[0]
     assigned(made, now=5.0)
-    made.finish(lane, lane.calls[1], now=6.0)
+    made.finish(lane, lane.calls[1], now=6.0, seconds=1.0)
     assert units(lane) == [0]
     assert lane.deadline == 15.0
 
@@ -153,14 +153,16 @@ def test_a_worker_that_answered_but_failed_is_replaced():
     first, second = made.lanes
     assigned(made)
     failed = first.calls[0]
-    assert made.fail(first, failed, 1.0) is None
+    answer(made, first)
+    assert made.fail(first, failed, 1.0, alone=True) is None
     assert made.replaceable() == []  # something is in flight on it
     answer(made, first)
     assert made.replaceable() == [first]
     answer(made, second)
     answer(made, second)
     assert assigned(made) == [(1, 0)]  # alone on the other
-    assert made.fail(second, failed, 2.0) is failed
+    answer(made, second)
+    assert made.fail(second, failed, 2.0, alone=True) is failed
     assert made.outstanding == 1
 
 
@@ -233,6 +235,79 @@ def test_removed_lanes_get_nothing():
     assert assigned(made) == [(1, 0), (1, 1)]
 
 
+def short(lanes: int, count: int, attempts: int = 3) -> Dispatch:
+    """A dispatch that has seen a short call on every lane, with `count` others queued."""
+    made = dispatch(lanes, lanes, attempts)
+    assigned(made)
+    for lane in made.lanes:
+        answer(made, lane, seconds=0.001)
+    for unit in range(count):
+        made.add(Call(100 + unit, b"", limit=10.0 + unit))
+    return made
+
+
+def parties(made: Dispatch) -> list[list[int]]:
+    return [[call.unit for call in first.party] for _, first in made.assign(0.0)]
+
+
+def test_short_calls_travel_together_and_share_the_room():
+    made = short(lanes=2, count=10)
+    assert parties(made) == [[100, 101, 102], [103, 104, 105], [106, 107], [108, 109]]
+    assert made.outstanding == 10
+    first = made.lanes[0]
+    assert first.deadline == 12.0  # the longest of them, not all three
+    assert answer(made, first, seconds=0.001) == [100, 101, 102]
+    assert made.outstanding == 7
+
+
+def test_at_most_eight_travel_together():
+    made = short(lanes=1, count=40)
+    assert [len(party) for party in parties(made)] == [8, 8]
+
+
+def test_long_calls_travel_alone():
+    made = short(lanes=1, count=40)
+    parties(made)
+    answer(made, made.lanes[0], seconds=1.0)
+    assert parties(made) == [[116]]
+
+
+def test_what_fails_together_is_tried_alone_before_anybody_is_blamed():
+    made = short(lanes=1, count=8, attempts=1)
+    lane = made.lanes[0]
+    assert parties(made) == [[100, 101, 102, 103], [104, 105, 106, 107]]
+    assert made.lose(lane) is None
+    assert made.outstanding == 8
+    up(made, lane)
+    for unit in (100, 101):
+        assert parties(made) == [[unit]]
+        answer(made, lane, seconds=0.001)
+    assert parties(made) == [[102]]
+    given_up = made.lose(lane)
+    assert given_up is not None
+    assert (given_up.unit, given_up.starts) == (102, 1)
+    up(made, lane)
+    assert parties(made) == [[103]]
+    answer(made, lane, seconds=0.001)
+    assert sorted(unit for party in parties(made) for unit in party) == [104, 105, 106, 107]
+
+
+def test_one_of_a_party_that_failed_is_tried_alone():
+    made = short(lanes=1, count=4, attempts=1)
+    lane = made.lanes[0]
+    assert parties(made) == [[100, 101], [102, 103]]
+    (_, failed) = made.finish(lane, lane.calls[0], 0.0, 0.002)
+    assert made.fail(lane, failed, 0.0, alone=False) is None
+    assert made.replaceable() == []
+    answer(made, lane, seconds=0.001)
+    assert made.replaceable() == [lane]
+    made.lose(lane)
+    up(made, lane)
+    assert parties(made) == [[101]]
+    answer(made, lane)
+    assert made.fail(lane, failed, 0.0, alone=True) is failed
+
+
 @given(
     lanes=st.integers(1, 4),
     count=st.integers(0, 12),
@@ -240,6 +315,7 @@ def test_removed_lanes_get_nothing():
     attempts=st.integers(1, 3),
     recycle=st.sampled_from([None, 1, 3]),
     choices=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=60),
+    seconds=st.sampled_from([0.001, 1.0]),
 )
 def test_every_call_ends_exactly_once_and_only_killers_are_given_up(
     lanes: int,
@@ -248,6 +324,7 @@ def test_every_call_ends_exactly_once_and_only_killers_are_given_up(
     attempts: int,
     recycle: int | None,
     choices: list[tuple[int, bool]],
+    seconds: float,
 ):
     made = dispatch(lanes, count, attempts, recycle)
     ended: list[int] = []
@@ -268,15 +345,16 @@ def test_every_call_ends_exactly_once_and_only_killers_are_given_up(
             if restart or turn > 100:
                 up(made, lane)
         elif lane.calls:
-            suspects = [call for call in lane.calls if call.failures]
-            assert not suspects or len(lane.calls) == 1
+            suspects = [call for call in lane.calls if call.alone]
+            assert not suspects or (len(lane.calls) == 1 and not suspects[0].mates)
             oldest = lane.calls[0]
-            if oldest.unit in poison:
+            if any(call.unit in poison for call in oldest.party):
+                together = len(oldest.party) > 1
                 given_up = made.lose(lane)
                 assert (given_up is oldest) == (oldest.failures == attempts)
+                assert not (together and given_up)
                 ended += [given_up.unit] if given_up else []
             else:
                 assert oldest.failures == 0
-                answer(made, lane, float(turn))
-                ended.append(oldest.unit)
+                ended += answer(made, lane, float(turn), seconds)
     assert sorted(ended) == list(range(count))

@@ -43,21 +43,22 @@ def test_another_seed_is_another_search(reference: Path, tmp_path: Path) -> None
 
 
 def test_killed_and_resumed_again_and_again(reference: Path, tmp_path: Path) -> None:
-    deaths, trained = 0, []
+    deaths, durable = 0, frozenset[int]()
     while True:
-        executor = fakes.Shuffled(seed=deaths, die_after=7)
+        executor, witness = fakes.Shuffled(seed=deaths, die_after=7), fakes.Witness()
         try:
-            _, complete = fakes.run(tmp_path, executor)
+            _, complete = fakes.run(tmp_path, executor, observer=witness)
         except ConnectionError:
-            deaths += 1
-            continue
-        finally:
-            trained += executor.trained
-        break
+            complete = False
+        assert durable.isdisjoint(executor.trained), "what the journal has was computed again"
+        with Journal.read(tmp_path) as journal:
+            durable = frozenset(journal.answered())
+        assert durable.issuperset(witness.shown), "what was shown is lost"
+        if complete:
+            break
+        deaths += 1
     assert deaths > 5
-    assert complete
     assert fakes.ledger(tmp_path) == fakes.ledger(reference)
-    assert len(trained) == len(set(trained)), "a result that was acknowledged was computed again"
 
 
 def test_the_hash_seed_of_python_leaves_no_trace(reference: Path, tmp_path: Path) -> None:
