@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 
 WINDOW = 2
 
-# Calls travel together, so many at most, while they take less than so many seconds on average over
-# the last dozen or so.
-_TOGETHER, _SHORT, _LAST = 8, 0.005, 12
+# Calls travel together, so many at most, as long as all of them take so many seconds, by what the
+# last dozen or so took.
+_TOGETHER, _JOURNEY, _LAST = 8, 0.005, 12
 
 # So often a node may be lost under a call before that looks like the call's doing.
 NODE_LOSSES = 5
@@ -264,12 +264,9 @@ class Dispatch:
         return None
 
     def _mates(self) -> int:
-        """How many travel with the one that was taken from the queue just now: short calls share
-        the room that there is."""
-        if self._seconds >= _SHORT:
-            return 0
-        room = sum((WINDOW - depth) * len(lanes) for depth, lanes in enumerate(self._open))
-        return min(_TOGETHER - 1, len(self._queue) // room)
+        """How many travel with the one that was taken from the queue just now."""
+        fitting = _JOURNEY / max(self._seconds, _JOURNEY / _TOGETHER)
+        return min(len(self._queue), max(0, int(fitting) - 1))
 
     def _blame(self, lane: Lane, call: Call) -> Call | None:
         call.failures += 1

@@ -14,6 +14,8 @@ once for all that came together. A run is resumed by running this same loop agai
 from __future__ import annotations
 
 import heapq
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -22,6 +24,8 @@ from search.algorithms import Algorithm, Work
 from search.errors import SearchError
 from search.executor import Executor, Outcome
 from search.journal import CandidateRow, EventRow, Journal, ResultRow, UnitRow
+
+HOLD = 0.02  #: seconds that a result or a unit waits for others to be written down together
 
 FALLBACK = "eager_fallback"  #: the kind of event; its detail: reason, and the first unit
 
@@ -44,10 +48,20 @@ class _Pending:
     events: list[EventRow] = field(default_factory=list)
     works: list[tuple[int, Work]] = field(default_factory=list)  # to be submitted
     consumed: list[tuple[UnitRow, Work, ResultRow, bool]] = field(default_factory=list)  # to show
+    since: float = math.inf  # when the first of it came, or may have come
 
     @property
     def has_rows(self) -> bool:
         return bool(self.units or self.results or self.events)
+
+    @property
+    def is_due(self) -> bool:
+        """Has it waited long enough for more to share its transaction?"""
+        return time.monotonic() - self.since >= HOLD
+
+    def wait(self) -> None:
+        """Something comes now."""
+        self.since = min(self.since, time.monotonic())
 
 
 @dataclass
@@ -102,7 +116,7 @@ class Loop:
                 self.algorithm.tell(work, _records(work, result))  # … is seen so
                 self.pending.consumed.append((unit, work, result, number in self.replayed))
                 self.replayed.discard(number)
-                if not self.pending.has_rows:
+                if not self.pending.has_rows or self.pending.is_due:
                     self._commit()
 
     def stop(self) -> None:
@@ -125,6 +139,7 @@ class Loop:
                 self.replayed.add(unit.id)
                 continue
             self.pending.works.append((unit.id, work))
+            self.pending.wait()
             if new:
                 self.pending.units.append(unit)
                 if work.new:
@@ -158,7 +173,7 @@ class Loop:
         while number not in self.results and not self.stopping:
             if self.executor is None:
                 return False
-            if not self._collect(self.executor, 0.0):  # with what came meanwhile, in one go
+            if self.pending.is_due or not self._collect(self.executor, 0.0):
                 self._commit()
                 self._collect(self.executor, 0.5)
         if self.stopping and self.executor is not None:
@@ -171,6 +186,7 @@ class Loop:
 
     def _collect(self, executor: Executor, timeout: float | None) -> int:
         """Take what has arrived; how many results that is."""
+        self.pending.wait()
         rows = [result_row(outcome) for outcome in executor.wait(timeout)]
         self.results.update((row.unit, row) for row in rows)
         self.pending.results += rows

@@ -235,12 +235,12 @@ def test_removed_lanes_get_nothing():
     assert assigned(made) == [(1, 0), (1, 1)]
 
 
-def short(lanes: int, count: int, attempts: int = 3) -> Dispatch:
+def short(lanes: int, count: int, attempts: int = 3, seconds: float = 0.0012) -> Dispatch:
     """A dispatch that has seen a short call on every lane, with `count` others queued."""
     made = dispatch(lanes, lanes, attempts)
     assigned(made)
     for lane in made.lanes:
-        answer(made, lane, seconds=0.001)
+        answer(made, lane, seconds=seconds)
     for unit in range(count):
         made.add(Call(100 + unit, b"", limit=10.0 + unit))
     return made
@@ -250,18 +250,23 @@ def parties(made: Dispatch) -> list[list[int]]:
     return [[call.unit for call in first.party] for _, first in made.assign(0.0)]
 
 
-def test_short_calls_travel_together_and_share_the_room():
-    made = short(lanes=2, count=10)
-    assert parties(made) == [[100, 101, 102], [103, 104, 105], [106, 107], [108, 109]]
-    assert made.outstanding == 10
+def test_short_calls_travel_together():
+    made = short(lanes=2, count=14, seconds=0.00124)  # four of them take a journey's 5 ms
+    assert parties(made) == [
+        [100, 101, 102, 103],
+        [104, 105, 106, 107],
+        [108, 109, 110, 111],
+        [112, 113],
+    ]
+    assert made.outstanding == 14
     first = made.lanes[0]
-    assert first.deadline == 12.0  # the longest of them, not all three
-    assert answer(made, first, seconds=0.001) == [100, 101, 102]
-    assert made.outstanding == 7
+    assert first.deadline == 13.0  # the longest of them, not all four
+    assert answer(made, first, seconds=0.001) == [100, 101, 102, 103]
+    assert made.outstanding == 10
 
 
 def test_at_most_eight_travel_together():
-    made = short(lanes=1, count=40)
+    made = short(lanes=1, count=40, seconds=0.0)
     assert [len(party) for party in parties(made)] == [8, 8]
 
 
@@ -269,7 +274,7 @@ def test_long_calls_travel_alone():
     made = short(lanes=1, count=40)
     parties(made)
     answer(made, made.lanes[0], seconds=1.0)
-    assert parties(made) == [[116]]
+    assert parties(made) == [[108]]
 
 
 def test_what_fails_together_is_tried_alone_before_anybody_is_blamed():
@@ -293,7 +298,7 @@ def test_what_fails_together_is_tried_alone_before_anybody_is_blamed():
 
 
 def test_one_of_a_party_that_failed_is_tried_alone():
-    made = short(lanes=1, count=4, attempts=1)
+    made = short(lanes=1, count=4, attempts=1, seconds=0.0024)
     lane = made.lanes[0]
     assert parties(made) == [[100, 101], [102, 103]]
     (_, failed) = made.finish(lane, lane.calls[0], 0.0, 0.002)
