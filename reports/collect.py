@@ -96,6 +96,8 @@ class Run:
         draws       children that were drawn for the proposals; of those invalid (no valid cell),
                     duplicates (known by key) and equal (known by their values)
         seconds     the sum over units of the wall time of their last attempt
+        busy        share of their time that workers worked, of all drivers that were not killed;
+                    None before one has come to an end
         retries     attempts beyond the first
         fallbacks   units for which the compiler failed; torch did its work
         """
@@ -114,6 +116,7 @@ class Run:
             "seconds": float(sum(result.seconds for result in self.results.values())),
             "statuses": {name: statuses[name] for name in sorted(statuses)},
             "rejections": {name: rejections[name] for name in (SCREEN, RUNG)},
+            "busy": self._busy(),
             **self._draws(),
             "retries": sum(result.attempts - 1 for result in self.results.values()),
             "fallbacks": len({training.unit for training in self.trainings if training.fallback}),
@@ -124,6 +127,14 @@ class Run:
     def _draws(self) -> dict[str, int]:
         names = ("draws", "invalid", "duplicates", "equal")
         return {n: sum(int(row.detail.get(n, 0)) for row in self.candidates) for n in names}
+
+    def _busy(self) -> float | None:
+        uses = [e.detail for e in self.events if e.kind in ("finished", "interrupted")]
+        worked, offered = (
+            sum(u[name] for u in uses if isinstance(u, Mapping) and isinstance(u.get(name), float))
+            for name in ("worked", "offered")
+        )
+        return worked / offered if offered else None
 
     @cached_property
     def fallbacks(self) -> dict[str, int]:

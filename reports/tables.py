@@ -166,6 +166,8 @@ def status(run: Run, console: Console | None = None) -> None:
         ("trainings", f"{data['trainings']:,}: {counts(data['statuses'])}"),
         ("spent", f"{data['steps']:,} steps, {duration(data['seconds'])} of evaluation"),
     ]
+    if data["busy"] is not None:
+        rows.append(("workers", f"busy {data['busy']:.1%} of the time"))
     if data["last_event"]:
         rows.insert(1, ("last event", f"{data['last_event']['kind']} {data['last_event']['at']}"))
     if data["draws"]:

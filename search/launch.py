@@ -171,9 +171,10 @@ def _carry(
         with _stopping(loop):
             complete = loop.run()
     except KeyboardInterrupt:
-        journal.write(events=[EventRow("interrupted")])
+        journal.write(events=[EventRow("interrupted", loop.use.to_dict())])
         raise
-    journal.write(events=[EventRow("finished" if complete else "interrupted")])
+    kind = "finished" if complete else "interrupted"
+    journal.write(events=[EventRow(kind, loop.use.to_dict())])
     if not complete:
         raise KeyboardInterrupt
 

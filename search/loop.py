@@ -65,6 +65,28 @@ class _Pending:
 
 
 @dataclass
+class Use:
+    """Seconds that workers worked, of the seconds that they were there for, from the first unit."""
+
+    worked: float = 0.0
+    offered: float = 0.0
+    _at: float | None = None
+
+    def begin(self) -> None:
+        self._at = self._at or time.monotonic()
+
+    def note(self, workers: int, rows: Sequence[ResultRow]) -> None:
+        """What has come since the last time."""
+        now = time.monotonic()
+        self.offered += workers * (now - self._at) if self._at is not None else 0.0
+        self._at = now if self._at is not None else None
+        self.worked += sum(row.seconds for row in rows)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"worked": round(self.worked, 3), "offered": round(self.offered, 3)}
+
+
+@dataclass
 class Loop:
     """One run of one algorithm. `executor=None` replays what the journal holds and trains
     nothing.
@@ -89,6 +111,7 @@ class Loop:
     replayed: set[int] = field(default_factory=set)  # of those, what an earlier driver wrote
     reasons: set[str] = field(default_factory=set)  # of fallbacks, that the journal tells of
     pending: _Pending = field(default_factory=_Pending)
+    use: Use = field(default_factory=Use)
 
     def run(self) -> bool:
         """Until the search is over (True), or, in a replay, until a result is missing, or until it
@@ -188,6 +211,7 @@ class Loop:
         """Take what has arrived; how many results that is."""
         self.pending.wait()
         rows = [result_row(outcome) for outcome in executor.wait(timeout)]
+        self.use.note(executor.workers, rows)
         self.results.update((row.unit, row) for row in rows)
         self.pending.results += rows
         self.pending.events += self._fallbacks(rows)
@@ -205,6 +229,7 @@ class Loop:
                 )
             for number, work in pending.works:
                 self.executor.submit(number, _payload(work))
+                self.use.begin()
         for consumed in pending.consumed:
             self.observer.consumed(*consumed)
 

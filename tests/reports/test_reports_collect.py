@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from evaluators.fitness import score
-from reports import collect
+from reports import collect, tables
 from reports.collect import Run
 from reports.history import History, Stage, ratio
 from reports.trainings import trainings
@@ -19,7 +21,7 @@ from search import launch
 from search.algorithms.jozefowicz import Jozefowicz
 from search.errors import SearchError
 from search.executor import InlineExecutor
-from search.journal import Journal
+from search.journal import EventRow, Journal
 from tests.reports import journals
 from tests.reports.journals import KEYS
 from tests.search import fakes
@@ -167,6 +169,7 @@ def test_totals(run: Run) -> None:
         "seconds": 10 * 10.0 + 5 * 5.0 + 1.0,
         "statuses": {"crashed": 1, "diverged": 3, "ok": 22},
         "rejections": {"screen": 0, "rung": 0},
+        "busy": None,
         "draws": 0,
         "invalid": 0,
         "duplicates": 0,
@@ -176,6 +179,18 @@ def test_totals(run: Run) -> None:
         "workers_lost": 0,
         "resumed": 0,
     }
+
+
+def test_how_busy_the_workers_were(tmp_path: Path) -> None:
+    directory = journals.write(tmp_path / "run")
+    with Journal.open(directory) as journal:
+        uses = [{"worked": 30.0, "offered": 40.0}, {"worked": 60.0, "offered": 60.0}, {}]
+        journal.write(events=[EventRow("interrupted", use) for use in uses])
+    run = collect.read(directory)
+    assert run.totals["busy"] == 0.9
+    text = io.StringIO()
+    tables.status(run, Console(file=text, width=200))
+    assert "busy 90.0% of the time" in text.getvalue()
 
 
 def test_moments_follow_the_pool(run: Run) -> None:

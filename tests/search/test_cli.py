@@ -92,6 +92,7 @@ def test_looking_at_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "complete" in answer(capsys, "replay", str(finished))
     status = json.loads(answer(capsys, "status", str(finished), "--json"))
     assert status["state"] == "finished"
+    assert 0 < status["busy"] < 1
     board = json.loads(answer(capsys, "inspect", str(finished), "--json"))
     key = cg.load("gru").key()
     assert key in json.dumps(board)
