@@ -35,6 +35,7 @@ class Stage:
     steps: int
     settings_in_grid: int
     relative: bool = False  # a filter whose threshold is a share of the baseline's best
+    abandons: bool = False  # who can no longer enter the pool goes no further from here
 
     @property
     def customary(self) -> str:
@@ -136,7 +137,10 @@ class History:
             best = self._best.get((key, stage.name))
             passed = best is not None and best >= stage.threshold
         else:
-            passed = (self._ratio(key, stage) or 0.0) > stage.threshold
+            found = self._ratio(key, stage) or 0.0
+            passed = found > stage.threshold
+            if passed and stage.abandons and len(self.pool) >= self.pool_size:
+                passed = found > min(map(self.score, self.pool))
         self.decisions.append(Decision(candidate, key, stage.name, passed))
         through = passed and stage == self.stages[-1]
         if through:

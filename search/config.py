@@ -129,6 +129,10 @@ class SearchConfig:
     # A candidate goes on to the next task when its best result exceeds this share of the
     # baseline's.
     threshold: Annotated[float, Rule("a number of at least 0", lambda v: v >= 0)] = 0.9
+    # Try a cell no further that can no longer enter the pool: its score is the least of its ratios.
+    # For jozefowicz and random, which keep nothing else; the populations of the others take in
+    # every cell that comes through the funnel.
+    abandon: bool = False
     # A parent with more settings than this hands down settings from its own best ones.
     experienced_after: Natural = 420
     # How many of a cell's best settings can be handed down.
@@ -138,6 +142,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.baseline not in self.seeds:
             raise FieldError("baseline", f"{self.baseline!r} is not in seeds {list(self.seeds)}")
+
+    @property
+    def abandons(self) -> bool:
+        return self.abandon and self.algorithm in ("jozefowicz", "random")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ CALL_SECONDS, FLOP_SECONDS = 10e-6, 5e-11
 @dataclass(frozen=True)
 class Stage:
     """One step of the funnel. `threshold` is a share of the baseline's best; in a filter that is
-    not `relative`, an accuracy. `screen`: cells are looked at before they are trained here."""
+    not `relative`, an accuracy. `screen`: cells are looked at before they are trained here.
+    `abandons`: who can no longer enter the pool goes no further from here."""
 
     name: str
     task: Task
@@ -39,6 +40,7 @@ class Stage:
     rungs: tuple[RungConfig, ...] = ()
     relative: bool = True
     screen: bool = False
+    abandons: bool = False
 
     def metric(self, record: Mapping[str, Any]) -> float | None:
         """What a training counts for: its metric when it ended well, else None. Failures improve
@@ -137,6 +139,7 @@ def _stage(entry: FilterConfig | StageConfig, config: Config) -> Stage:
         rungs=entry.rungs,
         relative=entry.relative if isinstance(entry, FilterConfig) else True,
         screen=isinstance(entry, FilterConfig) and entry.screen,
+        abandons=config.search.abandons and not is_filter and entry is not config.tasks[-1],
     )
 
 

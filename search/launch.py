@@ -265,6 +265,7 @@ def _about(stage: Stage) -> dict[str, Any]:
         "family": task.family,
         "filter": stage.is_filter,
         "threshold": stage.threshold,
+        "abandons": stage.abandons,
         "relative": stage.relative,
         "steps": stage.budget.steps,
         "settings_in_grid": len(stage.grid),

@@ -212,6 +212,7 @@ class Funnelled(ABC):
         architecture, stage = work.proposal.architecture, work.stage
         for index, record in zip(work.indices, records, strict=True):
             architecture.note(stage, index, stage.metric(record))
+            self.pool.told(architecture)
             if architecture is self.baseline and stage.rungs:
                 self._level(stage, record)
         self.waiting[work.proposal.id] -= 1
@@ -238,7 +239,10 @@ class Funnelled(ABC):
             passed = architecture.passed_filter = self._passes_filter(architecture, stage)
             following = self.tasks[0]
         else:
-            passed = self.scores.ratio(architecture, stage) > stage.threshold
+            ratio = self.scores.ratio(architecture, stage)
+            passed = ratio > stage.threshold
+            if passed and stage.abandons:
+                passed = self.pool.admits(ratio)
             following = self.tasks[min(self.tasks.index(stage) + 1, len(self.tasks) - 1)]
         self.counts[stage.name][0] += 1
         self.counts[stage.name][1] += passed

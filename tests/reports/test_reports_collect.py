@@ -19,6 +19,7 @@ from reports.history import History, Stage, ratio
 from reports.trainings import trainings
 from search import launch
 from search.algorithms.jozefowicz import Jozefowicz
+from search.config import Config
 from search.errors import SearchError
 from search.executor import InlineExecutor
 from search.journal import EventRow, Journal
@@ -312,12 +313,12 @@ def test_without_a_usable_baseline_there_is_no_ratio(base: float | None) -> None
     assert ratio(0.5, base, maximise=True) is None
 
 
-def _followed(directory: Path, algorithm: Jozefowicz) -> History:
+def _followed(directory: Path, algorithm: Jozefowicz, config: Config) -> History:
     """The history of a journal of `tests.search.fakes`, which has no meta data."""
     stages = [
         Stage(s.name, s.task.metric, s.task.maximise, s.task.unit, s.task.family, s.is_filter,
-              s.threshold, s.budget.steps, len(s.grid))
-        for s in launch.plan(fakes.config()).stages
+              s.threshold, s.budget.steps, len(s.grid), abandons=s.abandons)
+        for s in launch.plan(config).stages
     ]  # fmt: skip
     with Journal.read(directory) as journal:
         units, candidates = journal.units(), journal.candidates()
@@ -333,9 +334,12 @@ def _followed(directory: Path, algorithm: Jozefowicz) -> History:
     return history
 
 
+@pytest.mark.parametrize("abandon", [False, True])
 @pytest.mark.parametrize("die_after", [None, 30, 60])
-def test_history_is_what_the_search_did(tmp_path: Path, die_after: int | None) -> None:
-    made = fakes.config(candidates=50, reevaluate=0.3, pool=4)
+def test_history_is_what_the_search_did(
+    tmp_path: Path, die_after: int | None, abandon: bool
+) -> None:
+    made = fakes.config(candidates=50, reevaluate=0.3, pool=4, abandon=abandon)
     directory = tmp_path / "run"
     if die_after is None:
         fakes.run(directory, InlineExecutor(fakes.evaluate), made)
@@ -346,7 +350,7 @@ def test_history_is_what_the_search_did(tmp_path: Path, die_after: int | None) -
     algorithm = loop.algorithm
     assert isinstance(algorithm, Jozefowicz)
     assert complete is (die_after is None)
-    history = _followed(directory, algorithm)
+    history = _followed(directory, algorithm, made)
     counted = [
         (stage.name, len(ends), sum(d.passed for d in ends))
         for stage in history.stages

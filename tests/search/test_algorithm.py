@@ -13,6 +13,7 @@ import cellgraph as cg
 from search import launch
 from search.algorithms import Work
 from search.algorithms.jozefowicz import Jozefowicz
+from search.archive import Architecture
 from search.errors import SearchError
 from search.executor import InlineExecutor
 from search.journal import Journal
@@ -198,6 +199,56 @@ def test_of_equals_the_older_stays_and_ranks_first() -> None:
         pool.offer(architecture)
     assert [a.name for a in pool.ranked()] == ["mut2", "mut3", "nig"]
     assert [a.alive for a in made] == [0, 1, 1, 1]
+
+
+def test_what_cannot_enter_the_pool_is_tried_no_further(tmp_path: Path) -> None:
+    """Of every cell that goes on, all ratios known until then beat the worst of a full pool."""
+    for abandon in (False, True):
+        made = fakes.config(pool=4, reevaluate=0.0, abandon=abandon)
+        algorithm = launch.plan(made).algorithm()
+        assert isinstance(algorithm, Jozefowicz)
+        hopeless = 0
+        while (work := algorithm.ask()) is not None:
+            cell = work.proposal.architecture
+            if work.purpose == "candidate" and not work.stage.is_filter:
+                earlier = algorithm.tasks[: algorithm.tasks.index(work.stage)]
+                ratios = [algorithm.scores.ratio(cell, stage) for stage in earlier]
+                scores = sorted(map(algorithm.scores.score, algorithm.pool.members))
+                hopeless += len(scores) == 4 and min(ratios, default=9.0) <= scores[0]
+            algorithm.tell(work, fakes.evaluate(fakes_payload(work))["records"])
+        assert (hopeless == 0) is abandon
+
+
+def test_the_worst_of_the_pool_follows_new_results() -> None:
+    algorithm = launch.plan(fakes.config(pool=2)).algorithm()
+    assert isinstance(algorithm, Jozefowicz)
+    pool, stages = algorithm.pool, algorithm.tasks
+    first, second = (fakes.architecture(algorithm, name) for name in ("mut1", "mut2"))
+
+    def learn(architecture: Architecture, index: int, value: float) -> None:
+        for stage in stages:
+            architecture.note(stage, index, value)
+            pool.told(architecture)
+
+    for architecture, value in ((algorithm.baseline, 1.0), (first, 0.5), (second, 0.6)):
+        learn(architecture, 0, value)
+        if architecture is not algorithm.baseline:
+            assert pool.admits(0.0)  # there is room
+            pool.offer(architecture)
+    assert (pool.worst(), pool.admits(0.5), pool.admits(0.51)) == (0.5, False, True)
+    learn(first, 1, 0.8)
+    assert pool.worst() == 0.6
+    learn(algorithm.baseline, 1, 1.2)
+    assert pool.worst() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "abandons"),
+    [("jozefowicz", True), ("random", True), ("aging", False), ("nsga2", False)],
+)
+def test_who_keeps_a_population_abandons_nobody(algorithm: str, abandons: bool) -> None:
+    stages = launch.plan(fakes.config(algorithm=algorithm, abandon=True)).stages
+    assert [stage.abandons for stage in stages] == [False, abandons, False]
 
 
 def test_a_baseline_that_learns_nothing_is_an_error(tmp_path: Path) -> None:
