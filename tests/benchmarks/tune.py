@@ -132,7 +132,9 @@ def _text(document: Mapping[str, Any]) -> str:
 
 def _search(directory: Path, options: argparse.Namespace) -> tuple[float, float]:
     """Seconds until the first candidate, and from there to the end."""
-    overrides = [f"search.candidates={options.candidates}", "search.reevaluate=0", *options.set]
+    # Tune has no pool, so that the search must not end anything for the sake of its own.
+    alike = ["search.reevaluate=0", "search.abandon=false"]
+    overrides = [f"search.candidates={options.candidates}", *alike, *options.set]
     words = ["launch", options.config, "--run", str(directory), "--workers", str(WORKERS)]
     words += [word for override in overrides for word in ("--set", override)]
     begin = time.time()
