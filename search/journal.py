@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +61,10 @@ _DECODE = json.JSONDecoder().decode
 
 _CANDIDATE = "SELECT id, key, name, cell, origin, parents, detail FROM candidates"
 _UNIT = 'SELECT id, candidate, stage, payload, cost, start, "end" FROM units'
+STRETCH = 500  #: rows that are read ahead
+_STRETCH = """SELECT id, candidate, stage, payload, cost, start, "end",
+    unit, status, records, seconds, worker, attempts
+    FROM units LEFT JOIN results ON unit = id"""
 # The curves come last, here and in the file: what does not ask for them does not read them.
 _RESULT = "SELECT unit, status, records, seconds, worker, attempts FROM results"
 _RESULT_CURVES = "SELECT unit, status, records, seconds, worker, attempts, curves FROM results"
@@ -242,20 +246,31 @@ class Journal:
         row = self._row(f"{_CANDIDATE} WHERE id = ?", id)
         return None if row is None else self._candidate(row)
 
-    def last_candidate(self) -> int | None:
-        """The largest id of a candidate; None when there is none. Takes as long as a point query,
-        unlike `counts`, which reads whole tables."""
-        row = self._row("SELECT max(id) FROM candidates")
-        return None if row is None else row[0]
-
     def units(self) -> list[UnitRow]:
         """All units in the order of their ids."""
         return [self._unit(row) for row in self._rows(f"{_UNIT} ORDER BY id")]
 
-    def unit(self, id: int) -> UnitRow | None:
-        """One unit, with what has been written since the journal was opened."""
-        row = self._row(f"{_UNIT} WHERE id = ?", id)
-        return None if row is None else self._unit(row)
+    def stretch(self, first: int) -> dict[int, tuple[UnitRow, ResultRow | None]]:
+        """The next hundreds of units from an id on, by id, with their results without curves: for
+        who goes through a whole journal that may not fit into memory."""
+        rows = self._rows(f"{_STRETCH} WHERE id >= {int(first)} ORDER BY id LIMIT {STRETCH}")
+        return {
+            row[0]: (self._unit(row[:7]), None if row[7] is None else self._result(row[7:]))
+            for row in rows
+        }
+
+    def recall(self) -> Callable[[int], CandidateRow | None]:
+        """`candidate` for ids that are asked for one after the other, a stretch at a time."""
+        ahead: dict[int, CandidateRow] = {}
+
+        def read(id: int) -> CandidateRow | None:
+            if id not in ahead:
+                rows = self._rows(f"{_CANDIDATE} WHERE id >= {int(id)} ORDER BY id LIMIT {STRETCH}")
+                ahead.clear()
+                ahead.update((row[0], self._candidate(row)) for row in rows)
+            return ahead.pop(id, None)
+
+        return read
 
     def results(self, curves: bool = True) -> list[ResultRow]:
         """All results in the order of their units; without `curves` none of their records has a
@@ -266,16 +281,6 @@ class Journal:
             self._result(row, PackedCurves(blob, self.file, row[0]))
             for *row, blob in self._rows(f"{_RESULT_CURVES} ORDER BY unit")
         ]
-
-    def result(self, unit: int) -> ResultRow | None:
-        """The result of a unit, without curves, with what has been written since the journal was
-        opened; None while it has none."""
-        row = self._row(f"{_RESULT} WHERE unit = ?", unit)
-        return None if row is None else self._result(row)
-
-    def answered(self) -> set[int]:
-        """The units that have a result."""
-        return {unit for (unit,) in self._rows("SELECT unit FROM results")}
 
     def packed(self) -> Iterator[tuple[ResultRow, PackedCurves]]:
         """All results in the order of their units, one at a time, with their curves beside them,

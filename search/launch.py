@@ -143,7 +143,7 @@ def replay(
     """
     with Journal.read(directory) as journal:
         ready = _planned(journal, directory)
-        algorithm = ready.algorithm() if verify else ready.algorithm(journal.candidate)
+        algorithm = ready.algorithm() if verify else ready.algorithm(journal.recall())
         loop = Loop(
             algorithm,
             journal,
@@ -163,7 +163,7 @@ def _carry(
     kind: str,
     address: str | None,
 ) -> None:
-    algorithm = ready.algorithm(journal.candidate)
+    algorithm = ready.algorithm(journal.recall())
     journal.write(events=[EventRow(kind, {"workers": executor.workers, "address": address})])
     observer = watch(algorithm, ready)
     loop = Loop(algorithm, journal, executor, ready.config.virtual_workers, observer)

@@ -17,7 +17,7 @@ import heapq
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from search.algorithms import Algorithm, Work
@@ -106,6 +106,8 @@ class Loop:
     written: int = 0  # units in the journal; those behind are new
     stopping: bool = False  # take what the workers are at, and start nothing else
     running: list[tuple[float, int]] = field(default_factory=list)  # heap of (virtual end, unit)
+    # What an earlier driver wrote, as far as it was read ahead.
+    held: dict[int, tuple[UnitRow, ResultRow | None]] = field(default_factory=dict)
     works: dict[int, tuple[UnitRow, Work]] = field(default_factory=dict)  # those that run
     results: dict[int, ResultRow] = field(default_factory=dict)  # that wait to be told, by unit
     replayed: set[int] = field(default_factory=set)  # of those, what an earlier driver wrote
@@ -157,7 +159,7 @@ class Loop:
             self.asked += 1
             self.works[unit.id] = (unit, work)
             heapq.heappush(self.running, (unit.end, unit.id))
-            if not new and (result := self.journal.result(unit.id)) is not None:
+            if not new and (result := self.held.pop(unit.id)[1]) is not None:
                 self.results[unit.id] = result
                 self.replayed.add(unit.id)
                 continue
@@ -176,11 +178,14 @@ class Loop:
 
     def _held(self, work: Work) -> UnitRow:
         """The unit as the journal has it. Raises SearchError where it is another one."""
-        held = self.journal.unit(self.asked)
-        if held is None:
+        if self.asked not in self.held:
+            self.held = self.journal.stretch(self.asked)
+        if self.asked not in self.held:
             raise SearchError(f"the journal has no unit {self.asked}, but later ones")
+        held, _ = self.held[self.asked]
         if not self.verify:
-            _same(held, replace(held, candidate=work.proposal.id, stage=work.stage.name))
+            if (held.candidate, held.stage) != (work.proposal.id, work.stage.name):
+                raise _other(held)
             return held
         _same(held, self._unit(work))
         if work.new:
@@ -304,8 +309,12 @@ def _records(work: Work, result: ResultRow) -> list[Mapping[str, Any]]:
 
 def _same(held: CandidateRow | UnitRow, proposed: CandidateRow | UnitRow) -> None:
     if held != proposed:
-        kind = "unit" if isinstance(held, UnitRow) else "candidate"
-        raise SearchError(
-            f"the journal holds another {kind} {held.id} than this configuration and version "
-            "propose: it was written by another version, or changed"
-        )
+        raise _other(held)
+
+
+def _other(held: CandidateRow | UnitRow) -> SearchError:
+    kind = "unit" if isinstance(held, UnitRow) else "candidate"
+    return SearchError(
+        f"the journal holds another {kind} {held.id} than this configuration and version "
+        "propose: it was written by another version, or changed"
+    )

@@ -16,18 +16,18 @@ class Pool:
     def __init__(self, size: int, scores: Scores) -> None:
         self.size, self.scores = size, scores
         self.members: list[Architecture] = []
-        self._worst: float | None = None  # asked for by every candidate
+        self._known: dict[Architecture, float] = {}  # scores of members, asked for all the time
 
     def __contains__(self, architecture: Architecture) -> bool:
         return any(member is architecture for member in self.members)
 
     def ranked(self) -> list[Architecture]:
         """The members, best first; of equals the older first."""
-        return sorted(self.members, key=self.scores.score, reverse=True)
+        return sorted(self.members, key=self.score, reverse=True)
 
     def statistics(self) -> dict[str, float]:
         """Best, mean and worst score of the members."""
-        statistics = tools.Statistics(self.scores.score)
+        statistics = tools.Statistics(self.score)
         for name, reduce in (("best", max), ("mean", fmean), ("worst", min)):
             statistics.register(name, reduce)
         return dict(statistics.compile(self.members)) if self.members else {}
@@ -38,14 +38,20 @@ class Pool:
 
     def worst(self) -> float:
         """The least score of a member."""
-        if self._worst is None:
-            self._worst = min(map(self.scores.score, self.members))
-        return self._worst
+        return min(map(self.score, self.members))
+
+    def score(self, member: Architecture) -> float:
+        """The score of a member."""
+        found = self._known.get(member)
+        if found is None:
+            found = self._known[member] = self.scores.score(member)
+        return found
 
     def told(self, architecture: Architecture) -> None:
         """There is a new result: scores change when it is a member's or the baseline's."""
-        if architecture.alive or architecture is self.scores.baseline:
-            self._worst = None
+        self._known.pop(architecture, None)
+        if architecture is self.scores.baseline:
+            self._known.clear()
 
     def offer(self, architecture: Architecture) -> bool:
         """Take it in: as a new member while there is room, else in the place of the worst if it
@@ -53,13 +59,12 @@ class Pool:
         if architecture in self:
             return True
         if len(self.members) >= self.size:
-            score = self.scores.score
-            if not self.admits(score(architecture)):
+            if not self.admits(self.scores.score(architecture)):
                 return False
-            worst = min(reversed(self.members), key=score)  # of equals the younger
+            worst = min(reversed(self.members), key=self.score)  # of equals the younger
             self.members.remove(worst)
+            self._known.pop(worst)
             worst.leave()
         self.members.append(architecture)
         architecture.alive += 1
-        self._worst = None
         return True

@@ -212,7 +212,7 @@ class Funnelled(ABC):
         architecture, stage = work.proposal.architecture, work.stage
         for index, record in zip(work.indices, records, strict=True):
             architecture.note(stage, index, stage.metric(record))
-            self.pool.told(architecture)
+            self._noted(architecture)
             if architecture is self.baseline and stage.rungs:
                 self._level(stage, record)
         self.waiting[work.proposal.id] -= 1
@@ -224,6 +224,10 @@ class Funnelled(ABC):
             self.finished += work.purpose == "candidate"
             if work.purpose == "seed" and not any(seed.busy for seed in self.seeds):
                 self._seeds_done()
+
+    def _noted(self, architecture: Architecture) -> None:
+        """There is a new result of it."""
+        self.pool.told(architecture)
 
     def _level(self, stage: Stage, record: Mapping[str, Any]) -> None:
         """What the baseline had reached after each rung."""
@@ -272,11 +276,11 @@ class Funnelled(ABC):
         return [(name, finished, passed) for name, (finished, passed) in self.counts.items()]
 
     def standing(self) -> list[tuple[float, str]]:
-        return [(self.scores.score(member), member.name) for member in self.pool.ranked()]
+        return [(self.pool.score(member), member.name) for member in self.pool.ranked()]
 
     def best(self, count: int) -> list[tuple[float, CellGraph]]:
         ranked = self.pool.ranked()[:count]
-        return [(self.scores.score(member), member.cell) for member in ranked]
+        return [(self.pool.score(member), member.cell) for member in ranked]
 
     def statistics(self) -> dict[str, float]:
         return self.pool.statistics()

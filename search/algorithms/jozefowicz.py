@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from search.algorithms import Proposal
 from search.algorithms.funnelled import Funnelled
@@ -25,12 +26,35 @@ from search.funnel import Stage
 class Jozefowicz(Funnelled):
     """Ask/tell state of the search; its population is the pool."""
 
+    def __init__(self, *arguments: Any) -> None:
+        self._best_of_seeds: dict[str, list[int]] = {}  # by stage, until a seed has a new result
+        super().__init__(*arguments)
+
     def _parents(self, rng: random.Random) -> list[Architecture]:
         count = 2 if self.config.mutation.crossover else 1
         return [rng.choice(self.pool.members) for _ in range(count)]
 
     def _survives(self, architecture: Architecture) -> None:
         """The pool has taken it already, if it is good enough."""
+
+    def _noted(self, architecture: Architecture) -> None:
+        super()._noted(architecture)
+        if architecture in self.seeds:
+            self._best_of_seeds.clear()
+
+    def _seeds_best(self, stage: Stage) -> list[int]:
+        """The settings that were best for seeds: the best of each, then the second best, …"""
+        found = self._best_of_seeds.get(stage.name)
+        if found is None:
+            most = self.config.best_settings
+            ranked = sorted(
+                (rank, index)
+                for seed in self.seeds
+                for rank, index in enumerate(seed.best_settings(stage, most))
+            )
+            found = list(dict.fromkeys(index for _, index in ranked))[:most]
+            self._best_of_seeds[stage.name] = found
+        return found
 
     def _step(self, rng: random.Random) -> None:
         if rng.random() >= self.config.reevaluate or not self._reevaluate(rng):
@@ -64,24 +88,15 @@ class Jozefowicz(Funnelled):
         From a well-known parent 80 % are drawn from its best; otherwise a third each is fresh, from
         the seeds' best, and from those tried on the parent.
         """
-        mine = parent.on(stage)
-        own_best = parent.best_settings(stage, self.config.best_settings)
-        seeds_best = [
-            index
-            for _, index in sorted(
-                (rank, index)
-                for seed in self.seeds
-                for rank, index in enumerate(seed.best_settings(stage, self.config.best_settings))
-            )
-        ]
+        mine, most = parent.on(stage), self.config.best_settings
+        experienced = len(mine) > self.config.experienced_after
+        own_best = parent.best_settings(stage, most) if experienced else []
         chosen: list[int] = []
         for _ in range(self.config.settings):
-            if len(mine) > self.config.experienced_after:
+            if experienced:
                 source = own_best if rng.random() < 0.8 else []
             else:
-                source = rng.choice(
-                    [[], list(dict.fromkeys(seeds_best))[: self.config.best_settings], list(mine)]
-                )
+                source = rng.choice([[], self._seeds_best(stage), list(mine)])
             left = [index for index in source if index not in tried and index not in chosen]
             if left:
                 chosen.append(rng.choice(left))

@@ -120,7 +120,7 @@ def _resume(document: Mapping[str, Any], say: Say) -> dict[str, Any]:
     begin, cpu = time.perf_counter(), time.process_time()
     ready = launch.plan(noop.config(document["candidates"], document["seed"]))
     with Journal.open(document["directory"]) as journal:
-        algorithm = ready.algorithm(journal.candidate)
+        algorithm = ready.algorithm(journal.recall())
         gauge = Gauge(algorithm, say, begin=begin, cpu=cpu)
         executor = InlineExecutor(NoOp.of(ready.stages))
         Loop(algorithm, journal, executor, ready.config.virtual_workers, gauge).run()

@@ -125,7 +125,7 @@ def run(
     begin = (directory / "journal.sqlite").exists()
     with Journal.open(directory) if begin else Journal.create(directory, {}) as journal:
         check = executor is None
-        algorithm = ready.algorithm() if check else ready.algorithm(journal.candidate)
+        algorithm = ready.algorithm() if check else ready.algorithm(journal.recall())
         virtual = ready.config.virtual_workers
         loop = Loop(algorithm, journal, executor, virtual, observer or Silent(), verify=check)
         return loop, loop.run()

@@ -104,31 +104,29 @@ def test_the_first_result_of_a_unit_wins(run: Path):
         assert [r.status for r in journal.results()] == ["ok", "crashed", "ok"]
 
 
-def test_single_rows_as_they_are_now(run: Path):
+def test_rows_are_read_ahead(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("search.journal.STRETCH", 2)
     with Journal.open(run) as journal:
-        assert journal.candidate(1) == CHILD
-        assert journal.unit(1) == UNITS[1]
-        assert journal.result(0) == ResultRow(0, "ok", ({"loss": 0.1},), 1.5, "node:12", 1)
-        assert journal.result(1) == RESULTS[1]
-        assert journal.answered() == {0, 1}
-        assert journal.last_candidate() == 1
-        found = (journal.candidate(5), journal.unit(5), journal.result(5))
-        assert found == (None, None, None)
-        new = (CandidateRow(5, "k", "n", CELL, "mutation", (1,)), UnitRow(5, 5, "s", {}, 1, 0, 1))
-        journal.write([new[0]], [new[1]])
-        assert (journal.candidate(5), journal.unit(5), journal.result(5)) == (*new, None)
-        assert journal.answered() == {0, 1}
-        journal.write(results=[ResultRow(5, "timeout")])
-        assert journal.result(5) == ResultRow(5, "timeout")
-        assert journal.answered() == {0, 1, 5}
-        assert journal.last_candidate() == 5
+        first = ResultRow(0, "ok", ({"loss": 0.1},), 1.5, "node:12", 1)
+        assert journal.stretch(0) == {0: (UNITS[0], first), 1: (UNITS[1], RESULTS[1])}
+        assert journal.stretch(1) == {1: (UNITS[1], RESULTS[1])}
+        assert journal.stretch(2) == {}
+        recall = journal.recall()
+        assert [recall(1), recall(2), recall(2)] == [CHILD, None, None]
+        new = [CandidateRow(i, f"k{i}", "n", CELL, "mutation", (1,)) for i in (2, 3, 4)]
+        journal.write(new, [UnitRow(2, 2, "s", {}, 1, 0, 1)])
+        assert journal.stretch(1) == {
+            1: (UNITS[1], RESULTS[1]),
+            2: (UnitRow(2, 2, "s", {}, 1, 0, 1), None),
+        }
+        assert [recall(i) for i in (2, 3, 4, 5)] == [*new, None]
+        assert [journal.candidate(4), journal.candidate(5)] == [new[2], None]
 
 
 def test_an_empty_journal(tmp_path: Path):
     with Journal.create(tmp_path, {}) as journal:
         assert journal.candidates() == journal.units() == journal.results() == []
-        assert journal.answered() == set()
-        assert journal.last_candidate() is None
+        assert (journal.stretch(0), journal.recall()(0)) == ({}, None)
 
 
 def test_results_without_curves_and_with_packed_ones(run: Path):
@@ -376,7 +374,7 @@ def test_a_row_that_is_not_json(run: Path):
     database.close()
     with Journal.read(run) as journal:
         assert refused(journal.results).endswith("is damaged (a row is not JSON)")
-        assert refused(journal.result, 0).endswith("is damaged (a row is not JSON)")
+        assert refused(journal.stretch, 0).endswith("is damaged (a row is not JSON)")
 
 
 @pytest.mark.parametrize(
