@@ -16,6 +16,7 @@ from typing import Any
 
 import cellgraph as cg
 from cellgraph import CellGraph
+from evaluators import Rung
 from search.algorithms import Progress, Proposal, Recall, Work, nothing
 from search.archive import Architecture, Archive, Scores
 from search.config import Config
@@ -59,6 +60,7 @@ class Funnelled(ABC):
         self.levels: dict[str, list[float | None]] = {
             stage.name: [None] * len(stage.rungs) for stage in stages
         }
+        self._rungs: dict[tuple[str, bool], tuple[Rung, ...]] = {}  # of units, at these levels
         self.seeds = [self._enter_seed(cell) for cell in seeds]
         self.baseline = self.seeds[config.search.seeds.index(config.search.baseline)]
         self.scores = Scores(stages, self.baseline)
@@ -235,6 +237,7 @@ class Funnelled(ABC):
         for number, value in enumerate(record.get("at_rungs", ())[: len(levels)]):
             if value is not None and stage.better(value, levels[number]):
                 levels[number] = value
+                self._rungs.clear()
 
     def _advance(self, work: Work) -> None:
         """On to the next stage, into the population, or out."""
@@ -308,7 +311,11 @@ class Funnelled(ABC):
         *,
         new: bool = False,
     ) -> Work:
-        rungs = stage.bars(self.levels[stage.name], halving=purpose == "candidate")
+        halving = purpose == "candidate"
+        rungs = self._rungs.get((stage.name, halving))
+        if rungs is None:
+            rungs = stage.bars(self.levels[stage.name], halving=halving)
+            self._rungs[stage.name, halving] = rungs
         return Work(proposal, stage, tuple(indices), purpose, rungs, new)
 
     def _enqueue(self, works: Sequence[Work]) -> None:
