@@ -288,7 +288,11 @@ def test_who_diverges_takes_no_place() -> None:
 def test_an_end_by_the_schedule_is_an_end_with_honour() -> None:
     still = replace(SGD, lr=1e-30)  # never a gain: 1 + 3 + 4 evaluations
     budget = Budget(steps=60, eval_every=2, schedule="halving", rungs=(Rung(18, bar=0.999),))
-    ended, learner = evaluate("gru", Echo(), [still, ADAM], budget, 0)
+    free = replace(budget, rungs=())  # a seed with which the other one gains all the time
+    seed = next(
+        s for s in range(20) if evaluate("gru", Echo(), [ADAM], free, s)[0]["cost"]["steps"] > 18
+    )
+    ended, learner = evaluate("gru", Echo(), [still, ADAM], budget, seed)
     assert (ended["status"], ended["cost"]["steps"]) == ("ok", 16)
     assert (learner["status"], learner["cost"]["steps"]) == ("rejected", 18)
 
