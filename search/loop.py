@@ -54,11 +54,6 @@ class _Pending:
     def has_rows(self) -> bool:
         return bool(self.units or self.results or self.events)
 
-    @property
-    def is_due(self) -> bool:
-        """Has it waited long enough for more to share its transaction?"""
-        return time.monotonic() - self.since >= HOLD
-
     def wait(self) -> None:
         """Something comes now."""
         self.since = min(self.since, time.monotonic())
@@ -141,7 +136,7 @@ class Loop:
                 self.algorithm.tell(work, _records(work, result))  # … is seen so
                 self.pending.consumed.append((unit, work, result, number in self.replayed))
                 self.replayed.discard(number)
-                if not self.pending.has_rows or self.pending.is_due:
+                if not self.pending.has_rows or self._is_due():
                     self._commit()
 
     def stop(self) -> None:
@@ -201,7 +196,7 @@ class Loop:
         while number not in self.results and not self.stopping:
             if self.executor is None:
                 return False
-            if self.pending.is_due or not self._collect(self.executor, 0.0):
+            if self._is_due() or not self._collect(self.executor, 0.0):
                 self._commit()
                 self._collect(self.executor, 0.5)
         if self.stopping and self.executor is not None:
@@ -223,6 +218,12 @@ class Loop:
         self.pending.events += [EventRow(kind, detail) for kind, detail in executor.events()]
         self.observer.waiting()
         return len(rows)
+
+    def _is_due(self) -> bool:
+        """Has what is pending waited long enough for more to share its transaction? Of more units
+        than there are workers some worker might want one."""
+        most = 0 if self.executor is None else self.executor.workers
+        return len(self.pending.works) > most or time.monotonic() - self.pending.since >= HOLD
 
     def _commit(self) -> None:
         """Write down what is new, in one transaction; then submit units, and show results."""
