@@ -70,9 +70,8 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """As in the first line of its notation, which need not be parsed for it."""
-        head = next(line for line in self.text.splitlines() if line.startswith("cell "))
-        return head.removeprefix("cell ").partition("(")[0]
+        """The name of its cell."""
+        return name_in(self.text)
 
     def rest(self) -> None:
         """Nothing is under way any more."""
@@ -122,6 +121,12 @@ class Architecture:
         sign = -1.0 if stage.task.maximise else 1.0
         ranked = sorted((sign * v, index) for index, v in self.on(stage).items() if v is not None)
         return [index for _, index in ranked[:count]]
+
+
+def name_in(notation: str) -> str:
+    """The name of a cell, read off the first line of its notation, which need not be parsed."""
+    head = next(line for line in notation.splitlines() if line.startswith("cell "))
+    return head.removeprefix("cell ").partition("(")[0]
 
 
 class Archive:

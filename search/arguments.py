@@ -166,13 +166,7 @@ def _bench_kernels(kinds: argparse._SubParsersAction[Parser]) -> None:
     made.add_argument(
         "--interpreter", action="store_true", help="the interpreter for every cell and shape"
     )
-    made.add_argument(
-        "--parts",
-        type=parts(request.PARTS),
-        default=request.PARTS,
-        metavar="PART,…",
-        help=f"only these measurements ({','.join(request.PARTS)})",
-    )
+    _parts(made, request.PARTS)
     _json(made)
 
 
@@ -190,15 +184,19 @@ def _bench_search(kinds: argparse._SubParsersAction[Parser]) -> None:
     )
     made.add_argument("--workers", type=whole(1), default=2, metavar="N", help="of Ray (2)")
     made.add_argument("--seed", type=whole(0), default=0, help="of searches and mutants (0)")
-    made.add_argument(
-        "--parts",
-        type=parts(request.SEARCH_PARTS),
-        default=request.SEARCH_PARTS,
-        metavar="PART,…",
-        help=f"only these measurements ({','.join(request.SEARCH_PARTS)})",
-    )
+    _parts(made, request.SEARCH_PARTS)
     made.add_argument("--folder", help="where journals are written (default: temporary files)")
     _json(made)
+
+
+def _parts(made: Parser, known: tuple[str, ...]) -> None:
+    made.add_argument(
+        "--parts",
+        type=parts(known),
+        default=known,
+        metavar="PART,…",
+        help=f"only these measurements ({','.join(known)})",
+    )
 
 
 def _run(made: Parser) -> None:

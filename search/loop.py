@@ -150,11 +150,11 @@ class Loop:
             if work is None:
                 return
             new = self.asked >= self.written
-            unit = self._unit(work) if new else self._held(work)
+            unit, result = (self._unit(work), None) if new else self._held(work)
             self.asked += 1
             self.works[unit.id] = (unit, work)
             heapq.heappush(self.running, (unit.end, unit.id))
-            if not new and (result := self.held.pop(unit.id)[1]) is not None:
+            if result is not None:
                 self.results[unit.id] = result
                 self.replayed.add(unit.id)
                 continue
@@ -171,24 +171,25 @@ class Loop:
         place = (self.asked, work.proposal.id, work.stage.name)
         return UnitRow(*place, payload, cost, self.now, self.now + cost)
 
-    def _held(self, work: Work) -> UnitRow:
-        """The unit as the journal has it. Raises SearchError where it is another one."""
+    def _held(self, work: Work) -> tuple[UnitRow, ResultRow | None]:
+        """The unit as the journal has it, and its result. Raises SearchError where it is another
+        one."""
         if self.asked not in self.held:
             self.held = self.journal.stretch(self.asked)
         if self.asked not in self.held:
             raise SearchError(f"the journal has no unit {self.asked}, but later ones")
-        held, _ = self.held[self.asked]
+        held, result = self.held.pop(self.asked)
         if not self.verify:
             if (held.candidate, held.stage) != (work.proposal.id, work.stage.name):
                 raise _other(held)
-            return held
+            return held, result
         _same(held, self._unit(work))
         if work.new:
             row = self.journal.candidate(work.proposal.id)
             if row is None:
                 raise SearchError(f"the journal has no candidate {work.proposal.id}")
             _same(row, _candidate(work))
-        return held
+        return held, result
 
     def _arrived(self, number: int) -> bool:
         """Wait until a unit has its result; False when nobody will ever bring it, or when the run

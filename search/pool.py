@@ -1,5 +1,5 @@
 """The best architectures that a search has found. Scores are relative to the baseline's best so
-far, so they are computed anew."""
+far: those that are known hold until a member or the baseline has a new result."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from cellgraph import zoo
 from evaluators import Rung
 from evaluators.halving import Standing, compare
 from search import config as configuration
+from search.archive import name_in
 from search.config import Config
 from search.funnel import Stage
 
@@ -71,7 +72,7 @@ class NoOp:
         cell, stage = payload["cell"], self.stages[payload["stage"]]
         if payload["screen"] and fraction(cell, "screen") < HOPELESS:
             return {"records": [_screened(setting) for setting in payload["settings"]]}
-        seed = _name(cell) in zoo.names()
+        seed = name_in(cell) in zoo.names()
         records = [self._record(cell, payload["stage"], s, seed) for s in payload["settings"]]
         for number, rung in enumerate(payload["rungs"], start=1):
             _halve(records, stage, number, Rung(**rung))
@@ -158,9 +159,3 @@ def _screened(setting: Mapping[str, Any]) -> dict[str, Any]:
 
 def _better(value: float, than: float, maximise: bool) -> bool:
     return value > than if maximise else value < than
-
-
-def _name(cell: str) -> str:
-    """As in the first line of its notation."""
-    head = next(line for line in cell.splitlines() if line.startswith("cell "))
-    return head.removeprefix("cell ").partition("(")[0]

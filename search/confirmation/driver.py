@@ -2,9 +2,9 @@
 
 No virtual time here: what is trained with what does not depend on what came out earlier, but for
 the setting of a cell, which depends on all its trainings of the first phase and on nothing else. So
-the result is the same for any number of workers and in any order. As in `search.loop`, everything
-goes through the journal first: a unit is submitted after it is durable, a result is used after it
-is durable, and resuming is running this same code over the same journal.
+the result is the same for any number of workers and in any order. Everything goes through the
+journal first: a unit is submitted after it is durable, a result is used after it is durable, and
+resuming is running this same code over the same journal.
 """
 
 from __future__ import annotations
