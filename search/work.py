@@ -44,19 +44,20 @@ class Evaluator:
         return cls(specs, backend, seed)
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """`payload`: cell (notation), stage, settings (mappings), rungs (mappings), screen. Returns
-        {"records": one per setting}."""
+        """`payload`: cell (notation), stage, settings (mappings), rungs (mappings), screen, and
+        target where it is not the stage's. Returns {"records": one per setting}."""
         spec = self.stages[payload["stage"]]
         cell = cg.parse(payload["cell"])
         if payload["screen"] and (rejection := screen(cell)) is not None:
             return {"records": [_rejected(s, rejection) for s in payload["settings"]]}
         if payload["stage"] not in self._tasks:
             self._tasks[payload["stage"]] = tasks.create(spec.task, **spec.options)
+        own = {name: payload[name] for name in ("rungs", "target") if name in payload}
         records = evaluate(
             cell,
             self._tasks[payload["stage"]],
             payload["settings"],
-            Budget.of({**spec.budget, "rungs": payload["rungs"]}),
+            Budget.of({**spec.budget, **own}),
             self.seed,
             backend=self.backend,
         )

@@ -47,6 +47,7 @@ class Work:
     purpose: str  # seed, candidate, re-evaluation
     rungs: tuple[Rung, ...] = ()
     new: bool = False
+    target: float | None = None  # training ends here; None: as the stage has it
 
     @cached_property
     def settings(self) -> list[Settings]:
@@ -56,7 +57,8 @@ class Work:
     def plan(self) -> dict[str, Any]:
         """What is trained, as plain data for the journal and the workers; not to be changed."""
         settings = [setting.to_dict() for setting in self.settings]
-        return {"settings": settings, "rungs": [rung.to_dict() for rung in self.rungs]}
+        plan = {"settings": settings, "rungs": [rung.to_dict() for rung in self.rungs]}
+        return plan if self.target is None else {**plan, "target": self.target}
 
     @property
     def screen(self) -> bool:

@@ -316,7 +316,17 @@ class Funnelled(ABC):
         if rungs is None:
             rungs = stage.bars(self.levels[stage.name], halving=halving)
             self._rungs[stage.name, halving] = rungs
-        return Work(proposal, stage, tuple(indices), purpose, rungs, new)
+        target = self._target(stage) if halving else None
+        return Work(proposal, stage, tuple(indices), purpose, rungs, new, target)
+
+    def _target(self, stage: Stage) -> float | None:
+        """Where a filter has seen enough: at the metric that passes it, when that is a share of the
+        baseline's."""
+        if not (stage.is_filter and stage.relative):
+            return None
+        bar = stage.bar(stage.threshold, self.baseline.best(stage))
+        # A ratio is rounded: what stops here must not turn out a last digit short of the threshold.
+        return None if bar is None else bar * (1 + 1e-12)
 
     def _enqueue(self, works: Sequence[Work]) -> None:
         for work in works:
