@@ -12,13 +12,13 @@ from search.work import Evaluator
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a candidate: the settings to train, and the metric to reach with the best."""
+    """A stage of a candidate: what is trained (settings, rungs, target), and the metric to reach
+    with the best."""
 
     stage: str
     metric: str
     maximise: bool
-    settings: Sequence[Mapping[str, Any]]
-    rungs: Sequence[Mapping[str, Any]]
+    plan: Mapping[str, Any]
     screen: bool
     bar: float
 
@@ -59,8 +59,7 @@ def climb(course: Course, evaluator: Evaluator) -> dict[str, Any]:
         payload = {
             "cell": course.cell,
             "stage": step.stage,
-            "settings": list(step.settings),
-            "rungs": list(step.rungs),
+            **step.plan,
             "screen": step.screen,
         }
         records = evaluator(payload)["records"]

@@ -205,16 +205,22 @@ def _step(finished: Finished, candidate: int, stage: Stage) -> Step:
     """As the search has done it; or, where it came to no such stage, as it would have done."""
     unit = finished.units.get((candidate, stage.name))
     if unit is not None:
-        settings, rungs = unit.payload["settings"], unit.payload["rungs"]
+        plan = _plan(unit)
     else:
         rng = random.Random(f"{finished.config.seed}/{candidate}/{stage.name}")
         count = 1 if stage.is_filter else finished.config.search.settings
         settings = [stage.grid[index].to_dict() for index in stage.grid.sample(rng, count)]
         others = [u for (_, name), u in finished.units.items() if name == stage.name]
-        rungs = others[0].payload["rungs"] if others else []
+        plan = {"rungs": [], **(_plan(others[0]) if others else {}), "settings": settings}
     task = stage.task
     bar = _bar(finished, stage)
-    return Step(stage.name, task.metric, task.maximise, settings, rungs, stage.screen, bar)
+    return Step(stage.name, task.metric, task.maximise, plan, stage.screen, bar)
+
+
+def _plan(unit: UnitRow) -> dict[str, Any]:
+    """What a unit trains."""
+    named = ("settings", "rungs", "target")
+    return {name: unit.payload[name] for name in named if name in unit.payload}
 
 
 def _bar(finished: Finished, stage: Stage) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import cellgraph as cg
 from search import launch
 from search.algorithms.aging import Aging
 from search.algorithms.funnelled import Funnelled
@@ -17,6 +18,7 @@ from search.config import Config
 from search.errors import SearchError
 from search.executor import InlineExecutor
 from search.journal import Journal
+from search.work import Evaluator
 from tests.search import fakes
 
 ALGORITHMS = ("aging", "nsga2", "random", "jozefowicz")
@@ -101,6 +103,34 @@ def test_bars_are_shares_of_what_the_baseline_had_reached(
                 assert 0 < rung["bar"] <= share * base + 1e-12
             else:
                 assert rung == {"steps": 5, "keep": None, "bar": None}
+
+
+def test_a_filter_has_seen_enough_at_its_bar(finished: tuple[Config, Funnelled, Path]) -> None:
+    _, algorithm, directory = finished
+    with Journal.read(directory) as journal:
+        units = journal.units()
+    assert algorithm.filter is not None
+    base = algorithm.baseline.best(algorithm.filter)
+    assert base is not None
+    for unit in units:
+        target = unit.payload.get("target")
+        if (unit.stage, unit.payload["purpose"]) == ("memorisation", "candidate"):
+            assert target == pytest.approx(0.5 * base)
+            assert target / base >= 0.5
+        else:
+            assert target is None
+
+
+def test_training_ends_at_the_target_of_its_unit() -> None:
+    stage = launch.plan(config("random")).stages[0]
+    settings = [stage.grid[0].to_dict()]
+    payload = {"cell": str(cg.load("gru")), "stage": stage.name, "settings": settings}
+    function = Evaluator.of([stage], "eager", 0)
+    (whole,) = function({**payload, "rungs": [], "screen": False})["records"]
+    assert whole["cost"]["steps"] == stage.budget.steps
+    target = whole["curve"][0][3]
+    (short,) = function({**payload, "rungs": [], "screen": False, "target": target})["records"]
+    assert (short["status"], short["curve"]) == ("ok", whole["curve"][:1])
 
 
 def test_a_rung_makes_a_unit_cheaper() -> None:

@@ -106,7 +106,8 @@ def test_a_trial_stops_where_a_candidate_fails(monkeypatch: pytest.MonkeyPatch) 
         return {"records": [good, {"status": "diverged", "metrics": {"nll": 0.0}}]}
 
     def step(name: str, value: float, bar: float) -> Any:
-        return trial.Step(name, "nll", False, [{"value": value}], [], True, bar)
+        plan = {"settings": [{"value": value}], "rungs": []}
+        return trial.Step(name, "nll", False, plan, True, bar)
 
     steps = [step("a", 1.0, 1.0), step("b", 2.0, 1.5), step("c", 0.0, 1.0)]
     assert trial.climb(trial.Course("cell", steps), evaluator) == {"passed": 1, "best": [1.0, 2.0]}
