@@ -213,10 +213,14 @@ class CellGraph:
         cell.__dict__.update(nodes=self.nodes, _key=key)  # neither depends on the name
         return cell
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         from cellgraph.printing import to_text
 
         return to_text(self)
+
+    def __str__(self) -> str:
+        return self._text
 
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"

@@ -199,7 +199,8 @@ class Loop:
                 return False
             if self._is_due() or not self._collect(self.executor, 0.0):
                 self._commit()
-                self._collect(self.executor, 0.5)
+                if not self._works_ahead():
+                    self._collect(self.executor, 0.5)
         if self.stopping and self.executor is not None:
             self.pending.works.clear()
             self.executor.drain()
@@ -207,6 +208,10 @@ class Loop:
                 pass
             self._commit()
         return not self.stopping
+
+    def _works_ahead(self) -> bool:
+        """Use the time of waiting, though not while the journal knows what comes next."""
+        return self.asked >= self.written and self.algorithm.prepare()
 
     def _collect(self, executor: Executor, timeout: float | None) -> int:
         """Take what has arrived; how many results that is."""

@@ -92,6 +92,12 @@ def nothing(proposal: int) -> CandidateRow | None:
 class Algorithm(Protocol):
     """What the loop drives. `ask` may depend only on what was told; it is never given the time."""
 
+    def prepare(self) -> bool:
+        """Work ahead while there is nothing else to do; False when there is nothing to work at.
+
+        It changes no answer: what comes to be told makes void what was prepared without it.
+        """
+
     def ask(self) -> Work | None:
         """The next unit, or None when nothing can be started before something is told, or at the
         end."""

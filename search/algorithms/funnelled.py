@@ -8,16 +8,18 @@ already holds need not be drawn again.
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cellgraph as cg
 from cellgraph import CellGraph
 from evaluators import Rung
 from search.algorithms import Progress, Proposal, Recall, Work, nothing
+from search.algorithms.draws import Draw, Step
 from search.archive import Architecture, Archive, Scores
 from search.config import Config
 from search.errors import SearchError
@@ -28,6 +30,9 @@ from search.pool import Pool
 #: Times that parents are drawn for one proposal before the search gives up: the space around them
 #: is exhausted.
 PARENTS = 100
+
+#: Steps that are prepared while there is nothing else to do, at most.
+AHEAD = 8
 
 #: What a draw can come to, beside a cell that is tried.
 WASTED = ("invalid", "duplicates", "equal")
@@ -65,6 +70,8 @@ class Funnelled(ABC):
         self.baseline = self.seeds[config.search.seeds.index(config.search.baseline)]
         self.scores = Scores(stages, self.baseline)
         self.pool = Pool(self.config.pool, self.scores)
+        self.changes = 0  # in who the parents can be, or how good they are
+        self._ahead: dict[int, Step] = {}  # steps that have been prepared, by their numbers
         self.seeded = False  # are all seeds known?
         self._plan_seeds()
         self.seed_units = len(self.queue)
@@ -79,34 +86,64 @@ class Funnelled(ABC):
     def _survives(self, architecture: Architecture) -> None:
         """A seed, or a candidate that has come through the funnel, enters the population."""
 
-    def _step(self, rng: random.Random) -> None:
-        """Queue what is to be done next."""
-        self._propose(rng)
+    def _proposes(self, rng: random.Random) -> bool:
+        """Is it the business of this step to propose a cell? It depends on `rng` alone."""
+        return True
+
+    def _otherwise(self, rng: random.Random) -> bool:
+        """Queue what else a step may do; False when there is nothing of it to do."""
+        return False
 
     # -- ask
 
     def ask(self) -> Work | None:
         while not self.queue and self.seeded and self.tried < self.config.candidates:
-            rng = random.Random(f"{self.seed}/step/{self.steps}")  # text is hashed by SHA-512
+            step = self._ahead.pop(self.steps, None)
+            if step is None or step.changes != self.changes:
+                step = self._start(self.steps)
             self.steps += 1
-            self._step(rng)
+            if step.proposes or not self._otherwise(step.rng):
+                self._propose(step.draws)
         return self.queue.popleft() if self.queue else None
 
-    def _propose(self, rng: random.Random) -> None:
+    def prepare(self) -> bool:
+        left = self.config.candidates - self.tried if self.seeded else 0
+        for number in range(self.steps, self.steps + min(AHEAD, left)):
+            step = self._ahead.get(number)
+            if step is None or step.changes != self.changes:
+                step = self._ahead[number] = self._start(number)
+                if step.proposes:
+                    first = next(step.draws)
+                    step.draws = itertools.chain([first], step.draws)
+                    if not self.config.retry:
+                        first.inspect()
+                return True
+        return False
+
+    def _start(self, number: int) -> Step:
+        rng = random.Random(f"{self.seed}/step/{number}")  # text is hashed by SHA-512
+        return Step(self.changes, rng, self._proposes(rng), self._draws(rng))
+
+    def _draws(self, rng: random.Random) -> Iterator[Draw]:
+        """Children, until the space around the parents is exhausted."""
+        for _ in range(PARENTS):
+            parents = self._parents(rng)
+            for _ in range(self.config.mutation.attempts):
+                used, origin, child = self._vary(parents, rng)
+                if child is not None and len(child.nodes) > self.config.mutation.max_nodes:
+                    child = None
+                yield Draw.of(used, origin, child)
+
+    def _propose(self, draws: Iterator[Draw]) -> None:
         """Draw children until one appears that may be tried now, and send it into the funnel."""
         row = self.recall(self.proposals)
         if row is not None:
             self._remember(row)
             return
         wasted = Counter(dict.fromkeys(WASTED, 0))
-        for _ in range(PARENTS):
-            parents = self._parents(rng)
-            for _ in range(self.config.mutation.attempts):
-                used, origin, child = self._vary(parents, rng)
-                if child is None or len(child.nodes) > self.config.mutation.max_nodes:
-                    wasted["invalid"] += 1
-                elif self._admit(child, origin, used, wasted):
-                    return
+        for draw in draws:
+            if self._admit(draw, wasted):
+                return
         raise SearchError(
             f"no new cell within {PARENTS} × {self.config.mutation.attempts} draws, "
             "expected a larger search.mutation.max_nodes or other search.seeds"
@@ -127,20 +164,16 @@ class Funnelled(ABC):
         edits = self.config.mutation.edits
         return cg.mutate(cell, rng, edits=None if isinstance(edits, str) else edits)
 
-    def _admit(
-        self,
-        child: CellGraph,
-        origin: str,
-        parents: Sequence[Architecture],
-        wasted: Counter[str],
-    ) -> bool:
+    def _admit(self, draw: Draw, wasted: Counter[str]) -> bool:
         """Start the child, unless it is known; then the archive has its results already."""
-        child = cg.simplify(child)
+        child = draw.child
+        if child is None:
+            wasted["invalid"] += 1
+            return False
         key = child.key()
-        child = child.renamed(f"cell_{key[:8]}", key)
         known, fingerprint = self.archive.get(key), None
         if known is None and not self.config.retry:
-            fingerprint = cg.fingerprint(child)
+            fingerprint = draw.fingerprint
             known = self.archive.equal(child, fingerprint)
             if known is not None:
                 wasted["equal"] += 1
@@ -152,8 +185,9 @@ class Funnelled(ABC):
         if fingerprint is not None:
             detail["fingerprint"] = fingerprint
         architecture = known or Architecture(self.proposals, key, child)
-        ids = tuple(parent.candidate for parent in parents)
-        return self._begin(Proposal(self.proposals, architecture, origin, ids, detail), parents[0])
+        ids = tuple(parent.candidate for parent in draw.parents)
+        proposal = Proposal(self.proposals, architecture, draw.origin, ids, detail)
+        return self._begin(proposal, draw.parents[0])
 
     def _remember(self, row: CandidateRow) -> None:
         """Start a proposal as the journal has it."""
@@ -215,6 +249,8 @@ class Funnelled(ABC):
         for index, record in zip(work.indices, records, strict=True):
             architecture.note(stage, index, stage.metric(record))
             self._noted(architecture)
+            if architecture.alive or architecture is self.baseline:
+                self.changes += 1
             if architecture is self.baseline and stage.rungs:
                 self._level(stage, record)
         self.waiting[work.proposal.id] -= 1
@@ -256,6 +292,7 @@ class Funnelled(ABC):
         if passed and following is stage:
             self.pool.offer(architecture)
             self._survives(architecture)
+            self.changes += 1
         elif passed:
             parent = self.first[work.proposal.parents[0]]
             indices = self._draw_settings(work.proposal, following, parent)

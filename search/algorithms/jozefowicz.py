@@ -56,11 +56,10 @@ class Jozefowicz(Funnelled):
             self._best_of_seeds[stage.name] = found
         return found
 
-    def _step(self, rng: random.Random) -> None:
-        if rng.random() >= self.config.reevaluate or not self._reevaluate(rng):
-            self._propose(rng)
+    def _proposes(self, rng: random.Random) -> bool:
+        return rng.random() >= self.config.reevaluate
 
-    def _reevaluate(self, rng: random.Random) -> bool:
+    def _otherwise(self, rng: random.Random) -> bool:
         """Fresh random settings on every task for a random member; False when no member has any
         left."""
         member = rng.choice(self.pool.members)

@@ -12,6 +12,7 @@ import pytest
 import cellgraph as cg
 from search import launch
 from search.algorithms import Work
+from search.algorithms.draws import Draw
 from search.algorithms.jozefowicz import Jozefowicz
 from search.archive import Architecture
 from search.errors import SearchError
@@ -278,7 +279,7 @@ def test_a_cell_that_fails_the_filter_may_come_back_with_another_setting() -> No
     algorithm, work = after_one_candidate()
     architecture, seed = work.proposal.architecture, algorithm.seeds[0]
     before = set(architecture.on(work.stage))
-    assert algorithm._admit(architecture.cell, "mutation", [seed], Counter())
+    assert algorithm._admit(Draw.of([seed], "mutation", architecture.cell), Counter())
     again = algorithm.queue.popleft()
     assert again.stage.is_filter
     assert not before & set(again.indices)
@@ -286,7 +287,7 @@ def test_a_cell_that_fails_the_filter_may_come_back_with_another_setting() -> No
     assert again.proposal.architecture is architecture
     architecture.busy = False
     architecture.passed_filter = True
-    assert algorithm._admit(architecture.cell, "mutation", [seed], Counter())
+    assert algorithm._admit(Draw.of([seed], "mutation", architecture.cell), Counter())
     assert algorithm.queue.popleft().stage is algorithm.tasks[0]
 
 
@@ -294,14 +295,14 @@ def test_no_cell_is_evaluated_twice_where_that_is_asked() -> None:
     algorithm, work = after_one_candidate(retry=False)
     architecture, seed = work.proposal.architecture, algorithm.seeds[0]
     wasted: Counter[str] = Counter()
-    assert not algorithm._admit(architecture.cell, "mutation", [seed], wasted)
+    assert not algorithm._admit(Draw.of([seed], "mutation", architecture.cell), wasted)
     assert wasted == {"duplicates": 1}
     # The same values in another form, of which no rule knows.
     first = cg.parse("cell a(x, h)\n h' = tanh(W @ x + U @ h) * (b + c)")
     second = cg.parse("cell b(x, h)\n v = tanh(W @ x + U @ h)\n h' = v * b + v * c")
     assert first.key() != second.key()
-    assert algorithm._admit(first, "mutation", [seed], wasted)
-    assert not algorithm._admit(second, "mutation", [seed], wasted)
+    assert algorithm._admit(Draw.of([seed], "mutation", first), wasted)
+    assert not algorithm._admit(Draw.of([seed], "mutation", second), wasted)
     assert wasted == {"duplicates": 1, "equal": 1}
     assert algorithm.draws()["draws"] == 1 + 2
 

@@ -10,6 +10,7 @@ import pytest
 
 import cellgraph as cg
 from search import launch
+from search.algorithms import Work
 from search.algorithms.aging import Aging
 from search.algorithms.funnelled import Funnelled
 from search.algorithms.nsga2 import Nsga2
@@ -65,6 +66,34 @@ def test_every_draw_can_be_made_again(finished: tuple[Config, Funnelled, Path]) 
     assert complete
     assert again.algorithm.standing() == algorithm.standing()
     assert again.algorithm.draws() == algorithm.draws()
+
+
+def test_what_is_drawn_ahead_is_what_would_have_been_drawn(
+    finished: tuple[Config, Funnelled, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, _, reference = finished
+    prepare, ask = Funnelled.prepare, Funnelled.ask
+    used, void = 0, 0
+
+    def counted(self: Funnelled) -> Work | None:
+        nonlocal used, void
+        step, number = self._ahead.get(self.steps), self.steps
+        work = ask(self)
+        if step is not None and self.steps > number:
+            used, void = used + (step.changes == self.changes), void + (step.changes < self.changes)
+        return work
+
+    def prepared(self: Funnelled) -> bool:
+        while prepare(self):  # as far as it goes
+            pass
+        return False
+
+    monkeypatch.setattr(Funnelled, "ask", counted)
+    monkeypatch.setattr(Funnelled, "prepare", prepared)
+    assert fakes.run(tmp_path, fakes.Shuffled(3), made)[1]
+    assert fakes.ledger(tmp_path) == fakes.ledger(reference)
+    assert used > 5
+    assert void > 0
 
 
 def test_no_cell_is_trained_twice(finished: tuple[Config, Funnelled, Path]) -> None:
