@@ -20,8 +20,9 @@ def simplify(cell: CellGraph) -> CellGraph:
 
     Names of equations and parameters that remain are kept, and so is the way in which things are
     written, unless a rule knows a better one. The state that is emitted stands first, the others in
-    an order that does not depend on names; a state that nothing reads remains only if no other is
-    emitted. Idempotent, and a cell that is simple already is returned itself.
+    an order that does not depend on names; a state that nothing reads remains only if it is
+    emitted, or if there is no other. Idempotent, and a cell that is simple already is returned
+    itself.
 
     The key stays, ties of `canonical.py` apart, with one exception: a cell that no longer uses x
     outside a matrix takes x at any width (`raw_x` becomes None), so it is another cell. Where a
@@ -110,8 +111,9 @@ class _Writer:
             str(form.attr[t]) for t in form.alive(end[1], nexts) if form.op[t] == STATE
         )
         emitted = [s for s in cell.states if nexts[s.name] == end]
-        if not any(s.name in live for s in emitted):
-            live |= {(emitted or cell.states)[0].name}
+        if emitted and not any(s.name in live for s in emitted):
+            live |= {emitted[0].name}
+        live = live or frozenset({cell.states[0].name})  # a cell has at least one
         kept = [s for s in cell.states if s.name in live]
         first = next((s for s in kept if nexts[s.name] == end), kept[0])
         if len(kept) > 2:

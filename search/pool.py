@@ -16,6 +16,7 @@ class Pool:
     def __init__(self, size: int, scores: Scores) -> None:
         self.size, self.scores = size, scores
         self.members: list[Architecture] = []
+        self.joined = 0  # how many have ever become members
         self._known: dict[Architecture, float] = {}  # scores of members, asked for all the time
 
     def __contains__(self, architecture: Architecture) -> bool:
@@ -66,5 +67,6 @@ class Pool:
             self._known.pop(worst)
             worst.leave()
         self.members.append(architecture)
+        self.joined += 1
         architecture.alive += 1
         return True

@@ -44,9 +44,9 @@ class Draw:
 @dataclass
 class Step:
     """A step of a search that has begun: its generator, whether it proposes a cell, and the
-    children that it draws one after the other. Void when the parents have changed since."""
+    children that it draws one after the other. Void when the epoch is another one."""
 
-    changes: int  # in the parents, up to then
+    epoch: int  # of the population, when it began
     rng: random.Random
     proposes: bool
     draws: Iterator[Draw]

@@ -31,8 +31,9 @@ from search.pool import Pool
 #: is exhausted.
 PARENTS = 100
 
-#: Steps that are prepared while there is nothing else to do, at most.
-AHEAD = 8
+#: Steps that are prepared while there is nothing else to do, at most: what a wait for a worker has
+#: time for. What more there were would often be void before its turn comes.
+AHEAD = 2
 
 #: What a draw can come to, beside a cell that is tried.
 WASTED = ("invalid", "duplicates", "equal")
@@ -70,7 +71,7 @@ class Funnelled(ABC):
         self.baseline = self.seeds[config.search.seeds.index(config.search.baseline)]
         self.scores = Scores(stages, self.baseline)
         self.pool = Pool(self.config.pool, self.scores)
-        self.changes = 0  # in who the parents can be, or how good they are
+        self.changes = 0  # in the population, or in the scores of its members
         self._ahead: dict[int, Step] = {}  # steps that have been prepared, by their numbers
         self.seeded = False  # are all seeds known?
         self._plan_seeds()
@@ -86,6 +87,10 @@ class Funnelled(ABC):
     def _survives(self, architecture: Architecture) -> None:
         """A seed, or a candidate that has come through the funnel, enters the population."""
 
+    def _epoch(self) -> int:
+        """Changes with everything that `_parents` depends on."""
+        return self.changes
+
     def _proposes(self, rng: random.Random) -> bool:
         """Is it the business of this step to propose a cell? It depends on `rng` alone."""
         return True
@@ -99,7 +104,7 @@ class Funnelled(ABC):
     def ask(self) -> Work | None:
         while not self.queue and self.seeded and self.tried < self.config.candidates:
             step = self._ahead.pop(self.steps, None)
-            if step is None or step.changes != self.changes:
+            if step is None or step.epoch != self._epoch():
                 step = self._start(self.steps)
             self.steps += 1
             if step.proposes or not self._otherwise(step.rng):
@@ -110,7 +115,7 @@ class Funnelled(ABC):
         left = self.config.candidates - self.tried if self.seeded else 0
         for number in range(self.steps, self.steps + min(AHEAD, left)):
             step = self._ahead.get(number)
-            if step is None or step.changes != self.changes:
+            if step is None or step.epoch != self._epoch():
                 step = self._ahead[number] = self._start(number)
                 if step.proposes:
                     first = next(step.draws)
@@ -122,7 +127,7 @@ class Funnelled(ABC):
 
     def _start(self, number: int) -> Step:
         rng = random.Random(f"{self.seed}/step/{number}")  # text is hashed by SHA-512
-        return Step(self.changes, rng, self._proposes(rng), self._draws(rng))
+        return Step(self._epoch(), rng, self._proposes(rng), self._draws(rng))
 
     def _draws(self, rng: random.Random) -> Iterator[Draw]:
         """Children, until the space around the parents is exhausted."""

@@ -34,6 +34,9 @@ class Jozefowicz(Funnelled):
         count = 2 if self.config.mutation.crossover else 1
         return [rng.choice(self.pool.members) for _ in range(count)]
 
+    def _epoch(self) -> int:
+        return self.pool.joined  # whoever is a member is as likely as any other
+
     def _survives(self, architecture: Architecture) -> None:
         """The pool has taken it already, if it is good enough."""
 

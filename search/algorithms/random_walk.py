@@ -22,6 +22,9 @@ class RandomWalk(Funnelled):
     def _parents(self, rng: random.Random) -> list[Architecture]:
         return [rng.choice(self.seeds)]
 
+    def _epoch(self) -> int:
+        return 0  # seeds stay what they are
+
     def _vary(
         self, parents: Sequence[Architecture], rng: random.Random
     ) -> tuple[Sequence[Architecture], str, CellGraph | None]:

@@ -222,6 +222,15 @@ def test_the_emitted_state_stays_though_nothing_reads_it() -> None:
     assert [s.name for s in simple.states] == ["h", "c"]
 
 
+def test_states_that_nothing_reads_go_where_none_is_emitted() -> None:
+    body = "y = W @ x + U @ m\n m' = tanh(y)\n h' = tanh(h - h)\n c' = h"
+    cell = cg.parse(f"cell a(x, h, c, m) -> y\n {body}")
+    assert cg.viable(cell)
+    assert [s.name for s in cg.simplify(cell).states] == ["m"]
+    alone = cg.simplify(cg.parse("cell a(x, h, c) -> y\n y = W @ x\n h' = c + x\n c' = h"))
+    assert [s.name for s in alone.states] == ["h"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
