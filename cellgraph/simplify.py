@@ -4,6 +4,8 @@ better, and writes the others anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cellgraph.canonical import state_colours, unambiguous
 from cellgraph.graph import CONST, MATMUL, STATE, CellGraph, Node, State, rebuilt
 from cellgraph.normal import SIGNS, Form, take_form
@@ -107,20 +109,26 @@ class _Writer:
         cell, form = self.cell, self.form
         nexts = {s.name: self.image[s.next] for s in cell.states}
         end = self.image[cell.outputs[0]]
-        live = frozenset(
-            str(form.attr[t]) for t in form.alive(end[1], nexts) if form.op[t] == STATE
-        )
-        emitted = [s for s in cell.states if nexts[s.name] == end]
-        if emitted and not any(s.name in live for s in emitted):
-            live |= {emitted[0].name}
-        live = live or frozenset({cell.states[0].name})  # a cell has at least one
+        live = self._read_by(end, nexts)
+        emitted = [s.name for s in cell.states if nexts[s.name] == end]
+        if emitted and not live.intersection(emitted):
+            live |= {emitted[0]}
+        if not live:  # a cell has at least one state: the first, and what it needs
+            first = cell.states[0].name
+            live = self._read_by(nexts[first], nexts) | {first}
         kept = [s for s in cell.states if s.name in live]
-        first = next((s for s in kept if nexts[s.name] == end), kept[0])
+        front = next((s for s in kept if nexts[s.name] == end), kept[0])
         if len(kept) > 2:
             colour = state_colours(cell, form, self.image)
             kept.sort(key=lambda s: colour.get(s.name, 0))
-        kept.sort(key=lambda s: s is not first)
+        kept.sort(key=lambda s: s is not front)
         return kept, self.built[end]
+
+    def _read_by(self, value: Value, nexts: Mapping[str, Value]) -> frozenset[str]:
+        """The states that a value needs, sooner or later."""
+        form = self.form
+        alive = form.alive(value[1], nexts)
+        return frozenset(str(form.attr[t]) for t in alive if form.op[t] == STATE)
 
     def names(self, output: Node) -> list[tuple[str, Node]]:
         pairs = [(name, self.built[self.image[node]]) for name, node in self.cell.names]

@@ -227,8 +227,11 @@ def test_states_that_nothing_reads_go_where_none_is_emitted() -> None:
     cell = cg.parse(f"cell a(x, h, c, m) -> y\n {body}")
     assert cg.viable(cell)
     assert [s.name for s in cg.simplify(cell).states] == ["m"]
-    alone = cg.simplify(cg.parse("cell a(x, h, c) -> y\n y = W @ x\n h' = c + x\n c' = h"))
-    assert [s.name for s in alone.states] == ["h"]
+    head = "cell a(x, h, c, m) -> y\n y = W @ x\n m' = x"
+    for body, kept in (("h' = h + x\n c' = h", ["h"]), ("h' = c + x\n c' = h", ["h", "c"])):
+        without = cg.parse(f"{head}\n {body}")
+        assert [s.name for s in cg.simplify(without).states] == kept
+        assert cg.simplify(cg.simplify(without)) == cg.simplify(without)
 
 
 @pytest.mark.parametrize(
