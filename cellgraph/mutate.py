@@ -191,7 +191,7 @@ def viable(cell: CellGraph) -> bool:
 def _viable(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> bool:
     nexts = {s.name: image[s.next] for s in cell.states}
     end = image[cell.outputs[0]]
-    live = {str(form.attr[t]) for t in form.alive(end[1], nexts) if form.op[t] == STATE}
+    live = form.live(end[1], nexts)
     both = ON_X | ON_STATE
     reached = [form.reach[v[1]] & both for name, v in nexts.items() if name in live or v == end]
     return bool(reached) and all(reach == both for reach in reached)

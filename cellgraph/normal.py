@@ -230,6 +230,11 @@ class Form:
                     pending.append(a)
         return sorted(seen)
 
+    def live(self, output: int, nexts: Mapping[str, Value]) -> frozenset[str]:
+        """The states among these terms, by name; for membership only."""
+        alive = self.alive(output, nexts)
+        return frozenset([str(self.attr[t]) for t in alive if self.op[t] == STATE])
+
 
 def form_of(cell: CellGraph) -> tuple[Form, dict[Node, Value]]:
     """The normal form of a cell, and the value of every node of it."""

@@ -4,10 +4,8 @@ better, and writes the others anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cellgraph.canonical import state_colours, unambiguous
-from cellgraph.graph import CONST, MATMUL, STATE, CellGraph, Node, State, rebuilt
+from cellgraph.graph import CONST, MATMUL, CellGraph, Node, State, rebuilt
 from cellgraph.normal import SIGNS, Form, take_form
 from cellgraph.ops import INFIX
 from cellgraph.rewrites import FILL, ONE, PRODUCT, SUM, Value
@@ -109,13 +107,13 @@ class _Writer:
         cell, form = self.cell, self.form
         nexts = {s.name: self.image[s.next] for s in cell.states}
         end = self.image[cell.outputs[0]]
-        live = self._read_by(end, nexts)
+        live = form.live(end[1], nexts)
         emitted = [s.name for s in cell.states if nexts[s.name] == end]
         if emitted and not live.intersection(emitted):
             live |= {emitted[0]}
         if not live:  # a cell has at least one state: the first, and what it needs
             first = cell.states[0].name
-            live = self._read_by(nexts[first], nexts) | {first}
+            live = form.live(nexts[first][1], nexts) | {first}
         kept = [s for s in cell.states if s.name in live]
         front = next((s for s in kept if nexts[s.name] == end), kept[0])
         if len(kept) > 2:
@@ -123,12 +121,6 @@ class _Writer:
             kept.sort(key=lambda s: colour.get(s.name, 0))
         kept.sort(key=lambda s: s is not front)
         return kept, self.built[end]
-
-    def _read_by(self, value: Value, nexts: Mapping[str, Value]) -> frozenset[str]:
-        """The states that a value needs, sooner or later."""
-        form = self.form
-        alive = form.alive(value[1], nexts)
-        return frozenset(str(form.attr[t]) for t in alive if form.op[t] == STATE)
 
     def names(self, output: Node) -> list[tuple[str, Node]]:
         pairs = [(name, self.built[self.image[node]]) for name, node in self.cell.names]
