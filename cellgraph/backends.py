@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from cellgraph import eager
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.kernels import compiler, native
+from cellgraph.kernels import compiler, native, tensors
 
 
 class Runner(Protocol):
@@ -49,11 +49,15 @@ class Native:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if (why := unsuited(params, x, state, tokens)) is not None:
             raise CellError(f'the native backend cannot run {why}, expected backend="eager"')
+        self.kernel(x.dtype)
+        return self.runner(params, x, state, mask, tokens)
+
+    def kernel(self, dtype: torch.dtype) -> native.Kernel:
+        """The compiled cell. Raises `CellError`."""
         try:
-            self.runner.kernel(x.dtype)
+            return self.runner.kernel(dtype)
         except compiler.CompilerError as error:
             raise CellError(f"the native backend cannot be built: {error}") from error
-        return self.runner(params, x, state, mask, tokens)
 
 
 class Auto:
@@ -76,15 +80,20 @@ class Auto:
         mask: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self.fallback is None and unsuited(params, x, state, tokens) is None:
+        suits = self.fallback is None and unsuited(params, x, state, tokens) is None
+        if suits and self.kernel(x.dtype) is not None:
+            return self.native(params, x, state, mask, tokens)
+        return self.eager(params, x, state, mask, tokens)
+
+    def kernel(self, dtype: torch.dtype) -> native.Kernel | None:
+        """The compiled cell; None where it cannot be built, from then on."""
+        if self.fallback is None:
             try:
-                self.native.kernel(x.dtype)
+                return self.native.kernel(dtype)
             except compiler.CompilerError as error:
                 self.fallback = str(error)
                 _say_once(self.fallback)
-            else:
-                return self.native(params, x, state, mask, tokens)
-        return self.eager(params, x, state, mask, tokens)
+        return None
 
 
 #: "auto" comes first: it is the default.
@@ -102,6 +111,14 @@ def check_backend(name: str) -> str:
     return name
 
 
+def compiled(runner: Runner, dtype: torch.dtype) -> native.Kernel | None:
+    """The kernel that a backend would call for plain tensors on the CPU, and None where it has
+    none. Raises `CellError` where it must have one that cannot be built."""
+    if dtype in native.DTYPES and isinstance(runner, (Native, Auto)):
+        return runner.kernel(dtype)
+    return None
+
+
 def unsuited(
     params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor], tokens: Tensor | None
 ) -> str | None:
@@ -116,7 +133,7 @@ def unsuited(
         return "under autocast"
     if _watched():
         return "while its caller is traced or transformed"
-    if not native.plain(x, *params.values(), *state):
+    if not tensors.plain(x, *params.values(), *state):
         return "with tensors that are not plain memory"
     return None
 
@@ -130,7 +147,7 @@ def _watched() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._len_torch_dispatch_stack() > 0
-        or native.transformed()
+        or tensors.transformed()
         or forward_ad._current_level >= 0
     )
 

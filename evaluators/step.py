@@ -2,18 +2,20 @@
 
 What a small model spends its time on is not arithmetic but calls, so: tokens are looked up behind
 the first products (`CellLayer.lookup`), only scored steps reach the head, gradients are not summed
-into zeros but taken as they come, and clipping and update are one pass over all parameters.
+into zeros but taken as they come, and clipping and update are one pass over all parameters. The
+usual model of a search, one compiled layer, does without autograd too (direct.py).
 
 Letters for shapes: T time steps, B batch, V vocabulary, F frame width, N scored steps.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from evaluators.direct import Direct
 from evaluators.metrics import summed_loss
 from evaluators.model import Model
 from evaluators.optimizer import FlatOptimizer
@@ -36,23 +38,35 @@ class Step:
         self.optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer, compiled)
         self._state: Any = None
         self._loss: Tensor | None = None
-        self._share = torch.ones(())
+        self._share = 1.0  # of the loss, that the gradient is of
+
+    @cached_property
+    def _direct(self) -> Direct | None:
+        """Not before it is wanted, as it may compile. Raises `CellError`."""
+        return Direct.of(self.model, self.task)
 
     def forward(self, batch: Batch) -> tuple[float, int]:
         """Nats summed over the scored steps of a batch, and their number N."""
-        state = None if batch.first else _detach(self._state)
-        logits, targets, self._state = self.model.scored(batch, state)  # (N, V), (N,)
+        state = None if batch.first else self._state
+        self._share, self._loss = 1 / batch.inputs.shape[1], None
+        if self._direct is not None and self._direct.suits(batch):
+            nats, scored, self._state = self._direct.forward(batch, state)
+            return nats, scored
+        logits, targets, state = self.model.scored(batch, state)  # (N, V), (N,)
+        self._state = _detach(state)
         self._loss = summed_loss(self.task, logits, targets)
-        self._share = torch.full((), 1 / batch.inputs.shape[1])
         return self._loss.item(), len(targets)
 
     def backward(self) -> float:
         """The gradient of what `forward` returned, over B; returns its norm before clipping."""
-        if self._loss is None:
-            raise RuntimeError("a gradient without a loss, expected a call of forward before")
         self.optimizer.zero_grad()
-        self._loss.backward(self._share)
-        self._loss = None
+        if self._loss is not None:
+            self._loss.backward(self._loss.new_full((), self._share))
+            self._loss = None
+        elif self._direct is not None and self._direct.waits:
+            self._direct.backward(self._share)
+        else:
+            raise RuntimeError("a gradient without a loss, expected a call of forward before")
         return self.optimizer.clip(self.clip)
 
     def update(self, rate: float) -> None:

@@ -22,8 +22,8 @@ ALLOWED = {
 }
 # Files of cellgraph that touch tensors; all others are free of torch.
 TENSORS = (
-    *("interpret.py", "backends.py", "eager.py", "native.py", "layer.py"),
-    "torch_source.py",
+    *("interpret.py", "backends.py", "eager.py", "native.py", "bound.py", "tensors.py"),
+    *("layer.py", "torch_source.py"),
 )
 
 

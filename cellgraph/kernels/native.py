@@ -27,6 +27,7 @@ from cellgraph.kernels.layout import SIZES, Layout, layout
 from cellgraph.kernels.matrix import Matrices
 from cellgraph.kernels.plan import Plan, Product
 from cellgraph.kernels.planner import plan
+from cellgraph.kernels.tensors import checked, plain
 
 DTYPES = (torch.float32, torch.float64)
 CHUNK_ROWS = 64  #: rows of hoisted products that a pass without gradients computes at a time
@@ -110,7 +111,7 @@ class Kernel:
         self.matrix_names = cores.matrices()
         self.axes = self._find_axes()
         self.width_sources = self._find_widths()
-        self.written, self.written_looked_up = self._find_written()
+        self._written, self._written_looked_up = self._find_written()
         self.ahead = topological(cores.prelude.values())
         # Matrices and statics: the name of a parameter, or what is computed of parameters alone.
         self.params: list[tuple[str, Node | None]] = [(name, None) for name in self.matrix_names]
@@ -167,6 +168,10 @@ class Kernel:
         # Of a table, entries that no row looks up keep a zero.
         looked_up = [row in products and row not in adjoint.rows for row in cores.rows]
         return rows + others, looked_up + others
+
+    def written(self, batch: Batch) -> list[bool]:
+        """Which gradients a backward call writes; it adds to the others, which start as zeros."""
+        return self._written if batch.tokens is None else self._written_looked_up
 
     def sizes(self, batch: Batch, widths: Mapping[str, int], recording: bool) -> _Sizes:
         """How large everything is for a call; remembered."""
@@ -237,7 +242,7 @@ class Kernel:
             room_back=room_back,
         )
 
-    def _widths(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+    def widths(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         """Concrete widths, read off the tensors."""
         return {name: tensors[at].shape[axis] for name, (at, axis) in self.width_sources.items()}
 
@@ -246,18 +251,17 @@ class Kernel:
     def forward(self, batch: Batch, tensors: Sequence[Tensor], recording: bool) -> Outcome:
         """`tensors`: row inputs (T, B, ·), or (R, ·), or tables; first states (1, B, ·); matrices;
         statics."""
-        sizes = self.sizes(batch, self._widths(tensors), recording)
-        given = self._addresses(tensors, sizes)
+        sizes = self.sizes(batch, self.widths(tensors), recording)
+        given = self.addresses(tensors, sizes)
         x = tensors[0]
         output = x.new_empty(sizes.output)
         last = tuple([x.new_empty(shape) for shape in sizes.last])
         kept = x.new_empty(sizes.tape + sum(sizes.histories))
         room = x.new_empty(sizes.room)
-        pointers = self._pointers(batch, given, kept, sizes, room, output, last)
-        self.forward_code(self.matrices.pointer, sizes.array, self._pack_forward(*pointers))
+        self.forward_code(*self.call(batch, given, kept, sizes, room, output, last))
         return Outcome(output, last, kept, sizes)
 
-    def _addresses(self, tensors: Sequence[Tensor], sizes: _Sizes) -> list[int]:
+    def addresses(self, tensors: Sequence[Tensor], sizes: _Sizes) -> list[int]:
         """C reads through bare addresses: what does not fit would be any bytes that lie there."""
         dtype, found = self.dtype, []
         for tensor, shape in zip(tensors, sizes.shapes, strict=True):
@@ -268,6 +272,34 @@ class Kernel:
                 )
             found.append(tensor.data_ptr())
         return found
+
+    def call(self, *given: Any) -> tuple[Any, ...]:
+        """The arguments of `forward_code`, from those of `_pointers`."""
+        pointers = self._pointers(*given)
+        return self.matrices.pointer, given[3].array, self._pack_forward(*pointers)
+
+    def call_back(
+        self,
+        batch: Batch,
+        given: Sequence[int],
+        kept: Tensor,
+        sizes: _Sizes,
+        room: Tensor,
+        output: Tensor,
+        grads: Sequence[Tensor | None],
+        lasts: Sequence[Tensor | None],
+    ) -> tuple[Any, ...]:
+        """The arguments of `backward_code`; of all but `kept`, gradients."""
+        ahead = self.layout.rows + self.layout.states
+        addresses = [0 if g is None else g.data_ptr() for g in grads]
+        pointers = [
+            *self._pointers(batch, given, kept, sizes, room, None, [None] * len(lasts)),
+            output.data_ptr(),
+            *addresses[:ahead],
+            *[0 if t is None else t.data_ptr() for t in lasts],
+            *addresses[ahead:],
+        ]
+        return self.matrices.pointer, sizes.array, self._pack_backward(*pointers)
 
     def _pointers(
         self,
@@ -309,28 +341,20 @@ class Kernel:
     ) -> list[Tensor | None]:
         """Gradients of `tensors`, where wanted; `kept` is consumed, which `forward` left."""
         # A parameter that was given other memory since (`layer.float()`) is saved as it is now.
-        given = self._addresses(tensors, sizes)
+        given = self.addresses(tensors, sizes)
         x = tensors[0]
         output = _gradient(output, x, "output")
         lasts = [_gradient(t, x, "last state") for t in last]
         if output is None:
             output = x.new_zeros(sizes.output)
-        written = self.written if batch.tokens is None else self.written_looked_up
+        written = self.written(batch)
         grads = [
             (torch.empty_like(t) if whole else torch.zeros_like(t)) if want else None
             for t, want, whole in zip(tensors, wanted, written, strict=True)
         ]
         room = x.new_empty(sizes.room_back)
-        addresses = [0 if g is None else g.data_ptr() for g in grads]
-        ahead = self.layout.rows + self.layout.states
-        pointers = [
-            *self._pointers(batch, given, kept, sizes, room, None, [None] * len(lasts)),
-            output.data_ptr(),
-            *addresses[:ahead],
-            *[0 if t is None else t.data_ptr() for t in lasts],
-            *addresses[ahead:],
-        ]
-        self.backward_code(self.matrices.pointer, sizes.array, self._pack_backward(*pointers))
+        call = self.call_back(batch, given, kept, sizes, room, output, grads, lasts)
+        self.backward_code(*call)
         return grads
 
 
@@ -448,37 +472,6 @@ class Runner:
             return made[0], made[1:]
         output, last, _, _ = kernel.forward(batch, tensors, recording=False)
         return output, last
-
-
-def checked(tokens: Tensor, entries: int) -> Tensor:
-    """Tokens as the kernels read them, now and on the way back: a copy, whatever becomes of the
-    caller's. Raises `CellError` for one that is no entry of the table."""
-    if not (tokens.is_cpu and plain(tokens)):
-        raise CellError(f"tokens are on {tokens.device}, expected plain memory on cpu")
-    copied = torch.empty(tokens.shape, dtype=torch.int64).copy_(tokens)
-    low, high = (int(v) for v in copied.aminmax())
-    if low < 0 or high >= entries:
-        raise CellError(
-            f"token {low if low < 0 else high}, expected a number from 0 to {entries - 1}"
-        )
-    return copied
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Is what lies at the addresses of these tensors what they mean?"""
-    return all(
-        type(t) in (Tensor, torch.nn.Parameter)
-        and t.layout is torch.strided
-        and not t.is_neg()
-        and not t._is_zerotensor()
-        and torch._C._has_storage(t)  # those of torch.func and of batched gradients have none
-        for t in tensors
-    )
-
-
-def transformed() -> bool:
-    """Is a transformation of torch.func, or a batch of gradients, on its way?"""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _gradient(given: Tensor | None, x: Tensor, name: str) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cellgraph as cg
+from cellgraph.kernels.bound import Bound
 from evaluators import Settings
 from evaluators.metrics import measure, summed_loss
 from evaluators.model import Model, build
@@ -156,7 +157,8 @@ def test_dropout_falls_on_the_same_elements() -> None:
 def test_gradients_end_where_the_state_is_carried_over() -> None:
     """What a batch leaves behind is a number for the next one, and holds nothing of its graph."""
     task = Stream()
-    step = Step(build(cg.load("lstm"), task, SETTINGS, 0, backend="native"), task, SETTINGS)
+    step = Step(build(cg.load("lstm"), task, SETTINGS, 0, backend="eager"), task, SETTINGS)
+    assert step._direct is None
     first, second = islice(task.train_batches(0), 2)
     step.forward(first)
     step.backward()
@@ -164,6 +166,100 @@ def test_gradients_end_where_the_state_is_carried_over() -> None:
     step.forward(second)  # raises if its backward pass went through the first once more
     step.backward()
     assert all(p.grad is not b for p, b in zip(step.model.parameters(), before, strict=True))
+
+
+# without autograd
+
+PREPARED = """cell prepared(x, h)
+    a  = sigmoid(W @ tanh(x) + V @ x + b)
+    h' = a * h + (1 - a) * tanh(U @ (h * sigmoid(u)) + x + W2 @ (x * x))
+"""
+
+
+@pytest.mark.parametrize(
+    "cell", ["mut1", "mut3", "tanh_rnn", PREPARED], ids=["mut1", "mut3", "tanh_rnn", "prepared"]
+)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_what_a_cell_has_prepared_gets_its_gradient(
+    task: Task, cell: str, dtype: torch.dtype
+) -> None:
+    """Products of tanh(x), functions of a parameter, a projection of frames, in every piece of a
+    stream; and pieces of other lengths in between."""
+    graph = cg.parse(cell) if cell == PREPARED else cg.load(cell)
+    model = build(graph, task, SETTINGS, seed=0, backend="native")
+    step, plain = Step(model, task, SETTINGS), Plain(model, task, SETTINGS)
+    assert step._direct is not None
+    close = 1e-10 if dtype == torch.float64 else 2e-5
+    for number, whole in enumerate(_batches(task, dtype, 12)):
+        end = -1 if number % 3 == 1 else None
+        parts = {"inputs": whole.inputs[:end], "targets": whole.targets[:end]}
+        mask = None if whole.mask is None else whole.mask[:end]
+        batch = replace(whole, **parts, mask=mask)
+        nats, _ = step.forward(batch)
+        norm = step.backward()
+        expected, expected_norm = plain(batch)
+        assert (nats, norm) == pytest.approx((expected, expected_norm), rel=close)
+        for (name, p), q in zip(model.named_parameters(), plain.parameters, strict=True):
+            gradient = torch.zeros_like(q) if q.grad is None else q.grad
+            scale = min(1.0, SETTINGS.clip / norm)  # the plain one has clipped already
+            assert p.grad is not None
+            torch.testing.assert_close(
+                p.grad * scale, gradient, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        step.update(SETTINGS.lr)
+        for p, q in zip(model.parameters(), plain.parameters, strict=True):
+            with torch.no_grad():
+                q.copy_(p)
+
+
+def test_which_models_do_without_autograd() -> None:
+    def direct(task: Task, backend: str = "native", **changed: Any) -> bool:
+        settings = replace(SETTINGS, **changed)
+        step = Step(build(cg.load("gru"), task, settings, 0, backend), task, settings)
+        return step._direct is not None and step._direct.suits(next(task.train_batches(0)))
+
+    assert all(direct(task) for task in (Echo(), Stream(), Frames()))
+    assert direct(Echo(), "auto")
+    assert not any(direct(task) for task in (WideEcho(), WideStream()))  # tokens are looked up
+    assert not direct(Echo(), "eager")
+    assert not direct(Echo(), layers=2)
+    assert not direct(Echo(), dropout=0.3)
+
+
+@pytest.mark.parametrize("token", [-1, 6])
+def test_a_token_that_is_none(token: int) -> None:
+    task = Echo()
+    step = Step(build(cg.load("gru"), task, SETTINGS, 0, "native"), task, SETTINGS)
+    batch = task._batch(0)
+    bad = batch.inputs.clone()
+    bad[3, 2] = token
+    with pytest.raises(cg.CellError, match=f"token {token}, expected a number from 0 to 5"):
+        step.forward(replace(batch, inputs=bad))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("kind", ["tokens", "frames"])
+def test_no_gradient_from_outside_the_mask_without_autograd(
+    monkeypatch: pytest.MonkeyPatch, bad: float, kind: str
+) -> None:
+    task, batch = _masked(kind)
+    assert batch.mask is not None
+    outside = batch.mask == 0
+    step = Step(build(cg.load("gru"), task, SETTINGS, 0, "native"), task, SETTINGS)
+    clean = step.forward(batch), step.backward()
+    run = Bound.forward
+
+    def spoiled(bound: Bound) -> None:
+        run(bound)
+        bound.output[outside] = bad
+
+    monkeypatch.setattr(Bound, "forward", spoiled)
+    assert (step.forward(batch), step.backward()) == clean
+    assert step._direct is not None
+    assert step._direct._shape is not None
+    gradient = step._direct._shape.bound.gradient
+    assert not gradient[outside].any()  # true for NaN too
+    assert gradient[~outside].abs().amax(-1).min() > 0
 
 
 def test_the_order_of_calls() -> None:
@@ -185,6 +281,13 @@ def test_the_order_of_calls() -> None:
 # what is scored
 
 
+def _masked(kind: str) -> tuple[Task, Batch]:
+    if kind == "tokens":
+        return Echo(), Echo()._batch(0)
+    mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 5)
+    return Frames(), replace(next(Frames().train_batches(0)), mask=mask)
+
+
 def _fed(monkeypatch: pytest.MonkeyPatch, model: Model, y: Tensor) -> Tensor:
     """Have the head of `model` read y, (T, B, H); returns y as a leaf."""
     y.requires_grad_()
@@ -197,16 +300,10 @@ def _fed(monkeypatch: pytest.MonkeyPatch, model: Model, y: Tensor) -> Tensor:
 def test_no_gradient_from_outside_the_mask(
     monkeypatch: pytest.MonkeyPatch, bad: float, kind: str
 ) -> None:
-    if kind == "tokens":
-        task: Task = Echo()
-        batch = Echo()._batch(0)
-    else:
-        task = Frames()
-        mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 5)
-        batch = replace(next(task.train_batches(0)), mask=mask)
+    task, batch = _masked(kind)
     assert batch.mask is not None
     outside = batch.mask == 0
-    step = Step(build(cg.load("gru"), task, SETTINGS, 0), task, SETTINGS)
+    step = Step(build(cg.load("gru"), task, SETTINGS, 0, "eager"), task, SETTINGS)
     y = torch.randn(*outside.shape, step.model.hidden_size)
     clean, clean_norm = None, None
     for value in (0.0, bad):
