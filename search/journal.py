@@ -62,7 +62,7 @@ _DECODE = json.JSONDecoder().decode
 _CANDIDATE = "SELECT id, key, name, cell, origin, parents, detail FROM candidates"
 _UNIT = 'SELECT id, candidate, stage, payload, cost, start, "end" FROM units'
 STRETCH = 500  #: rows that are read ahead
-_STRETCH = """SELECT id, candidate, stage, payload, cost, start, "end",
+_STRETCH = """SELECT id, candidate, stage, {payload}, cost, start, "end",
     unit, status, records, seconds, worker, attempts
     FROM units LEFT JOIN results ON unit = id"""
 # The curves come last, here and in the file: what does not ask for them does not read them.
@@ -250,10 +250,14 @@ class Journal:
         """All units in the order of their ids."""
         return [self._unit(row) for row in self._rows(f"{_UNIT} ORDER BY id")]
 
-    def stretch(self, first: int) -> dict[int, tuple[UnitRow, ResultRow | None]]:
+    def stretch(
+        self, first: int, *, payloads: bool = True
+    ) -> dict[int, tuple[UnitRow, ResultRow | None]]:
         """The next hundreds of units from an id on, by id, with their results without curves: for
-        who goes through a whole journal that may not fit into memory."""
-        rows = self._rows(f"{_STRETCH} WHERE id >= {int(first)} ORDER BY id LIMIT {STRETCH}")
+        who goes through a whole journal that may not fit into memory. Without `payloads` these are
+        empty, and a fifth of the time is saved."""
+        columns = _STRETCH.format(payload="payload" if payloads else "'{}'")
+        rows = self._rows(f"{columns} WHERE id >= {int(first)} ORDER BY id LIMIT {STRETCH}")
         return {
             row[0]: (self._unit(row[:7]), None if row[7] is None else self._result(row[7:]))
             for row in rows

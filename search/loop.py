@@ -175,7 +175,7 @@ class Loop:
         """The unit as the journal has it, and its result. Raises SearchError where it is another
         one."""
         if self.asked not in self.held:
-            self.held = self.journal.stretch(self.asked)
+            self.held = self.journal.stretch(self.asked, payloads=self.verify)
         if self.asked not in self.held:
             raise SearchError(f"the journal has no unit {self.asked}, but later ones")
         held, result = self.held.pop(self.asked)

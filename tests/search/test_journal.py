@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_rows_are_read_ahead(run: Path, monkeypatch: pytest.MonkeyPatch):
         assert journal.stretch(0) == {0: (UNITS[0], first), 1: (UNITS[1], RESULTS[1])}
         assert journal.stretch(1) == {1: (UNITS[1], RESULTS[1])}
         assert journal.stretch(2) == {}
+        bare = journal.stretch(0, payloads=False)
+        expected = [replace(UNITS[0], payload={}), replace(UNITS[1], payload={})]
+        assert [unit for unit, _ in bare.values()] == expected
         recall = journal.recall()
         assert [recall(1), recall(2), recall(2)] == [CHILD, None, None]
         new = [CandidateRow(i, f"k{i}", "n", CELL, "mutation", (1,)) for i in (2, 3, 4)]
