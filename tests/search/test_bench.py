@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import cellgraph as cg
 from evaluators import tasks
-from evaluators.task import Task
+from evaluators.task import Batch, Task
 from search import cli
 from search.bench import building, cells, kernels, machine, rates, summary, timing, training
 from search.bench.cells import Pass, Row, product_flops
@@ -245,17 +246,26 @@ def test_numbers_that_explode_are_noticed() -> None:
 def test_steps_learn(kind: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = next(iter(task.train_batches(0)))
     step = kind(task, 0)
-    module = step.step.model if kind is training.NativeStep else step.head
-    losses = []
-    forward = torch.nn.functional.cross_entropy
-    if task.loss == "bernoulli":
-        forward = torch.nn.functional.binary_cross_entropy_with_logits
+    losses: list[float] = []
+    if kind is training.NativeStep:
+        module, run = step.step.model, step.step.forward
 
-    def spy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        losses.append(forward(logits, targets).item())
-        return forward(logits, targets, reduction=reduction)
+        def note(batch: Batch) -> tuple[float, int]:
+            nats, scored = run(batch)
+            losses.append(nats / scored)
+            return nats, scored
 
-    monkeypatch.setattr(torch.nn.functional, forward.__name__, spy)
+        monkeypatch.setattr(step.step, "forward", note)
+    else:
+        module, forward = step.head, torch.nn.functional.cross_entropy
+        if task.loss == "bernoulli":
+            forward = torch.nn.functional.binary_cross_entropy_with_logits
+
+        def spy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+            losses.append(forward(logits, targets).item())
+            return forward(logits, targets, reduction=reduction)
+
+        monkeypatch.setattr(torch.nn.functional, forward.__name__, spy)
     for _ in range(40):
         step(batch)
     assert len(losses) == 40
