@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class Direct:
         states = (state,) if isinstance(state, Tensor) else state
         for at, first in enumerate(shape.first):
             first.zero_() if states is None else first.copy_(states[at])
-        prepared = self._prepare(shape) if shape.prepared else ()
+        prepared = self._prepare(shape.read, shape.first) if shape.prepared else ()
         for at in shape.prepared:
             shape.tensors[at].copy_(prepared[at])
         shape.bound.forward()
@@ -164,26 +164,26 @@ class Direct:
         call = native.Batch(steps, rows)
         if table is not None:
             call = native.Batch(steps, rows, None, inputs, len(table.weight))
-        shape = _Shape(inputs, read, first, [], [], [], [], cast("Any", None))
-        given = self._prepare(shape)
         known = {id(t) for t in (read, *first, *self.parameters)}
-        for at, tensor in enumerate(given):
+        tensors: list[Tensor] = []
+        prepared: list[int] = []
+        gradients: list[Tensor | None] = []
+        for at, tensor in enumerate(self._prepare(read, first)):
             if id(tensor) in known:
-                shape.tensors.append(tensor.detach())
-                shape.gradients.append(self._gradient_of.get(id(tensor)))
+                tensors.append(tensor.detach())
+                gradients.append(self._gradient_of.get(id(tensor)))
             else:
-                shape.prepared.append(at)
-                shape.tensors.append(tensor.detach().clone())
-                wanted = tensor.requires_grad
-                shape.gradients.append(torch.empty_like(shape.tensors[at]) if wanted else None)
-        written = {id(g) for g in shape.gradients}
+                prepared.append(at)
+                tensors.append(tensor.detach().clone())
+                gradients.append(torch.empty_like(tensors[at]) if tensor.requires_grad else None)
+        written = {id(g) for g in gradients}
         written |= {id(self._gradient_of[id(p)]) for p in self.model.head.parameters()}
-        shape.untouched = [g for g in self.gradients if id(g) not in written]
-        shape.bound = Bound(self.kernel, call, shape.tensors, shape.gradients)
-        self._shape = shape
-        return shape
+        untouched = [g for g in self.gradients if id(g) not in written]
+        bound = Bound(self.kernel, call, tensors, gradients)
+        self._shape = _Shape(inputs, read, first, tensors, prepared, gradients, untouched, bound)
+        return self._shape
 
     @torch.enable_grad()
-    def _prepare(self, shape: _Shape) -> list[Tensor]:
+    def _prepare(self, read: Tensor, first: Sequence[Tensor]) -> list[Tensor]:
         """What the kernel reads, as the layer would give it."""
-        return self.kernel.tensors(self.cell.tensors(), self.cell.enter(shape.read), shape.first)
+        return self.kernel.tensors(self.cell.tensors(), self.cell.enter(read), first)
