@@ -25,7 +25,7 @@ from cellgraph.kernels import native
 from cellgraph.kernels.bound import Bound
 from cellgraph.kernels.tensors import check_tokens
 from cellgraph.layer import Cell
-from evaluators.model import Model
+from evaluators.model import Model, scored_steps
 from evaluators.task import Batch, Task
 
 
@@ -76,16 +76,10 @@ class Direct:
         kernel = compiled(layers.run, model.head.weight.dtype)
         return None if kernel is None else cls(model, task, kernel)
 
-    @property
-    def waits(self) -> bool:
-        """Is there a `forward` that has had no `backward` yet?"""
-        return self._pass is not None
-
     def suits(self, batch: Batch) -> bool:
-        """Does the layer look tokens up behind the first products? It does where they outnumber
-        the entries of the table; the rest is left to it."""
+        """Would the layer look the tokens up behind the first products? The rest is left to it."""
         table = self.model.embedding
-        return table is None or 2 * len(table.weight) <= batch.inputs.numel()
+        return table is None or native.looks_up(batch.inputs, len(table.weight))
 
     @torch.no_grad()
     def forward(
@@ -104,10 +98,7 @@ class Direct:
         for at in shape.prepared:
             shape.tensors[at].copy_(prepared[at])
         shape.bound.forward()
-        y, targets, chosen = shape.bound.output.flatten(0, 1), batch.targets.flatten(0, 1), None
-        if batch.mask is not None:
-            chosen = batch.mask.flatten().nonzero().squeeze(1)
-            y, targets = y.index_select(0, chosen), targets.index_select(0, chosen)
+        y, targets, chosen = scored_steps(shape.bound.output, batch)
         scores = self.model.head(y)
         if self.task.loss == "bernoulli":
             nats = functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
@@ -120,7 +111,8 @@ class Direct:
 
     @torch.no_grad()
     def backward(self, share: float) -> None:
-        """Leave the gradient of what `forward` returned, times `share`, in the parameters."""
+        """Leave the gradient of what `forward` returned, times `share`, in the parameters; once
+        after each `forward`."""
         made, self._pass = cast("_Pass", self._pass), None
         bound, weight = made.shape.bound, self.model.head.weight
         if self.task.loss == "bernoulli":

@@ -46,15 +46,10 @@ class Model(nn.Module):
         self.hidden_size = hidden_size
 
     def scored(self, batch: Batch, state: Any = None) -> tuple[Tensor, Tensor, Any]:
-        """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps, and the new state.
-
-        Steps outside the mask are cut out before the head: whatever stands there, it adds nothing.
-        """
+        """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps, and the next
+        state."""
         y, state = self._outputs(batch.inputs, state)  # (T, B, H)
-        y, targets = y.flatten(0, 1), batch.targets.flatten(0, 1)
-        if batch.mask is not None:
-            chosen = batch.mask.flatten().nonzero().squeeze(1)  # (N,)
-            y, targets = y.index_select(0, chosen), targets.index_select(0, chosen)
+        y, targets, _ = scored_steps(y, batch)
         return self.head(y), targets, state
 
     def _outputs(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -74,6 +69,19 @@ class Model(nn.Module):
             self.layers.reset_parameters(scale=scale, generator=generator)
             self.head.weight.uniform_(-bound, bound, generator=generator)  # (V, H)
             self.head.bias.uniform_(-bound, bound, generator=generator)  # (V,)
+
+
+def scored_steps(y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of (T, B, H) what the head reads, (N, H), with the targets, and where the N scored steps
+    stand among the T·B; None for all of them.
+
+    Steps outside the mask are cut out before the head: whatever stands there, it adds nothing.
+    """
+    y, targets = y.flatten(0, 1), batch.targets.flatten(0, 1)
+    if batch.mask is None:
+        return y, targets, None
+    chosen = batch.mask.flatten().nonzero().squeeze(1)  # (N,)
+    return y.index_select(0, chosen), targets.index_select(0, chosen), chosen
 
 
 def build(

@@ -10,10 +10,9 @@ Letters for shapes: T time steps, B batch, V vocabulary, F frame width, N scored
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
-
-from torch import Tensor
 
 from evaluators.direct import Direct
 from evaluators.metrics import summed_loss
@@ -37,8 +36,7 @@ class Step:
         compiled = model.layers.backend != "eager"
         self.optimizer = FlatOptimizer(list(model.parameters()), settings.optimizer, compiled)
         self._state: Any = None
-        self._loss: Tensor | None = None
-        self._share = 1.0  # of the loss, that the gradient is of
+        self._back: Callable[[], None] | None = None  # from the last loss to the parameters
 
     @cached_property
     def _direct(self) -> Direct | None:
@@ -48,25 +46,24 @@ class Step:
     def forward(self, batch: Batch) -> tuple[float, int]:
         """Nats summed over the scored steps of a batch, and their number N."""
         state = None if batch.first else self._state
-        self._share, self._loss = 1 / batch.inputs.shape[1], None
+        share = 1 / batch.inputs.shape[1]
         if self._direct is not None and self._direct.suits(batch):
             nats, scored, self._state = self._direct.forward(batch, state)
+            self._back = partial(self._direct.backward, share)
             return nats, scored
         logits, targets, state = self.model.scored(batch, state)  # (N, V), (N,)
         self._state = _detach(state)
-        self._loss = summed_loss(self.task, logits, targets)
-        return self._loss.item(), len(targets)
+        loss = summed_loss(self.task, logits, targets)
+        self._back = partial(loss.backward, loss.new_full((), share))
+        return loss.item(), len(targets)
 
     def backward(self) -> float:
         """The gradient of what `forward` returned, over B; returns its norm before clipping."""
-        self.optimizer.zero_grad()
-        if self._loss is not None:
-            self._loss.backward(self._loss.new_full((), self._share))
-            self._loss = None
-        elif self._direct is not None and self._direct.waits:
-            self._direct.backward(self._share)
-        else:
+        if self._back is None:
             raise RuntimeError("a gradient without a loss, expected a call of forward before")
+        back, self._back = self._back, None
+        self.optimizer.zero_grad()
+        back()
         return self.optimizer.clip(self.clip)
 
     def update(self, rate: float) -> None:

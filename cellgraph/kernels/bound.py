@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cellgraph.kernels.native import Batch, Kernel
+from cellgraph.kernels.native import Batch, Kernel, Memory
 
 
 class Bound:
@@ -40,19 +40,19 @@ class Bound:
         self.last = tuple(like.new_empty(shape) for shape in sizes.last)  # (1, B, ·) each
         self.gradient = torch.zeros_like(self.output)  # of the output, for `backward`
         # The kernel reads and writes through the addresses of all these.
-        self._kept = like.new_empty(sizes.tape + sum(sizes.histories))
-        self._room = like.new_empty(max(sizes.room, sizes.room_back))
-        self._given = (batch, tensors, gradients, sizes)
+        kept = like.new_empty(sizes.tape + sum(sizes.histories))
+        room = like.new_empty(max(sizes.room, sizes.room_back))
+        self._memory = memory = Memory(batch, given, kept, sizes, room)
+        self._tensors = tensors, gradients
         self._added_to = [
             g
             for g, whole in zip(gradients, kernel.written(batch), strict=True)
             if g is not None and not whole
         ]
-        fixed = (batch, given, self._kept, sizes, self._room)
         no_gradients = [None] * len(self.last)
         self._code, self._code_back = kernel.forward_code, kernel.backward_code
-        self._call = kernel.call(*fixed, self.output, self.last)
-        self._call_back = kernel.call_back(*fixed, self.gradient, gradients, no_gradients)
+        self._call = kernel.call(memory, self.output, self.last)
+        self._call_back = kernel.call_back(memory, self.gradient, gradients, no_gradients)
 
     def forward(self) -> None:
         """From the tensors to `output` and `last`."""

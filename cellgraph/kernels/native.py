@@ -71,6 +71,16 @@ class _Sizes:
     room_back: int
 
 
+class Memory(NamedTuple):
+    """What the forward and the backward call of one sequence share."""
+
+    batch: Batch
+    given: Sequence[int]  # addresses of the tensors of a call
+    kept: Tensor
+    sizes: _Sizes
+    room: Tensor
+
+
 class Outcome(NamedTuple):
     """What a forward call returns. `kept` holds tape and histories, laid out as `sizes` says."""
 
@@ -258,7 +268,7 @@ class Kernel:
         last = tuple([x.new_empty(shape) for shape in sizes.last])
         kept = x.new_empty(sizes.tape + sum(sizes.histories))
         room = x.new_empty(sizes.room)
-        self.forward_code(*self.call(batch, given, kept, sizes, room, output, last))
+        self.forward_code(*self.call(Memory(batch, given, kept, sizes, room), output, last))
         return Outcome(output, last, kept, sizes)
 
     def addresses(self, tensors: Sequence[Tensor], sizes: _Sizes) -> list[int]:
@@ -273,44 +283,35 @@ class Kernel:
             found.append(tensor.data_ptr())
         return found
 
-    def call(self, *given: Any) -> tuple[Any, ...]:
-        """The arguments of `forward_code`, from those of `_pointers`."""
-        pointers = self._pointers(*given)
-        return self.matrices.pointer, given[3].array, self._pack_forward(*pointers)
+    def call(self, memory: Memory, output: Tensor, last: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The arguments of `forward_code`."""
+        packed = self._pack_forward(*self._pointers(memory, output, last))
+        return self.matrices.pointer, memory.sizes.array, packed
 
     def call_back(
         self,
-        batch: Batch,
-        given: Sequence[int],
-        kept: Tensor,
-        sizes: _Sizes,
-        room: Tensor,
+        memory: Memory,
         output: Tensor,
         grads: Sequence[Tensor | None],
         lasts: Sequence[Tensor | None],
     ) -> tuple[Any, ...]:
-        """The arguments of `backward_code`; of all but `kept`, gradients."""
+        """The arguments of `backward_code`: gradients of the output, of the tensors of the call and
+        of the last states."""
         ahead = self.layout.rows + self.layout.states
         addresses = [0 if g is None else g.data_ptr() for g in grads]
         pointers = [
-            *self._pointers(batch, given, kept, sizes, room, None, [None] * len(lasts)),
+            *self._pointers(memory, None, [None] * len(lasts)),
             output.data_ptr(),
             *addresses[:ahead],
             *[0 if t is None else t.data_ptr() for t in lasts],
             *addresses[ahead:],
         ]
-        return self.matrices.pointer, sizes.array, self._pack_backward(*pointers)
+        return self.matrices.pointer, memory.sizes.array, self._pack_backward(*pointers)
 
     def _pointers(
-        self,
-        batch: Batch,
-        given: Sequence[int],
-        kept: Tensor,
-        sizes: _Sizes,
-        room: Tensor,
-        output: Tensor | None,
-        last: Sequence[Tensor | None],
+        self, memory: Memory, output: Tensor | None, last: Sequence[Tensor | None]
     ) -> list[int]:
+        batch, given, kept, sizes, room = memory
         ahead = self.layout.rows + self.layout.states
         tape = kept.data_ptr()
         histories, at = [], tape + sizes.tape * self.dtype.itemsize
@@ -353,8 +354,8 @@ class Kernel:
             for t, want, whole in zip(tensors, wanted, written, strict=True)
         ]
         room = x.new_empty(sizes.room_back)
-        call = self.call_back(batch, given, kept, sizes, room, output, grads, lasts)
-        self.backward_code(*call)
+        memory = Memory(batch, given, kept, sizes, room)
+        self.backward_code(*self.call_back(memory, output, grads, lasts))
         return grads
 
 
@@ -435,8 +436,7 @@ class Runner:
         if tokens is None and mask is None:
             return self._rows(kernel, Batch(x.shape[0], x.shape[1]), params, x, state)
         steps, rows = x.shape[:2] if tokens is None else tokens.shape
-        # Looking up sums instead of rows costs a pass over them: it has to save more than that.
-        if tokens is not None and 2 * x.shape[0] <= steps * rows:
+        if tokens is not None and looks_up(tokens, x.shape[0]):
             batch = Batch(steps, rows, None, checked(tokens, x.shape[0]), x.shape[0])
             return self._rows(kernel, batch, params, x, state)
         if tokens is not None:
@@ -472,6 +472,12 @@ class Runner:
             return made[0], made[1:]
         output, last, _, _ = kernel.forward(batch, tensors, recording=False)
         return output, last
+
+
+def looks_up(tokens: Tensor, entries: int) -> bool:
+    """Are tokens looked up behind the first products of a table, rather than before them? Looking
+    up sums instead of rows costs a pass over them: it has to save more than that."""
+    return 2 * entries <= tokens.numel()
 
 
 def _gradient(given: Tensor | None, x: Tensor, name: str) -> Tensor | None:

@@ -157,7 +157,8 @@ def test_dropout_falls_on_the_same_elements() -> None:
 def test_gradients_end_where_the_state_is_carried_over() -> None:
     """What a batch leaves behind is a number for the next one, and holds nothing of its graph."""
     task = Stream()
-    step = Step(build(cg.load("lstm"), task, SETTINGS, 0, backend="eager"), task, SETTINGS)
+    settings = replace(SETTINGS, layers=2)
+    step = Step(build(cg.load("lstm"), task, settings, 0, backend="native"), task, settings)
     assert step._direct is None
     first, second = islice(task.train_batches(0), 2)
     step.forward(first)
@@ -166,6 +167,17 @@ def test_gradients_end_where_the_state_is_carried_over() -> None:
     step.forward(second)  # raises if its backward pass went through the first once more
     step.backward()
     assert all(p.grad is not b for p, b in zip(step.model.parameters(), before, strict=True))
+
+
+@pytest.fixture(params=["tokens", "frames"])
+def masked(request: pytest.FixtureRequest) -> tuple[Task, Batch, Tensor]:
+    """A task, a batch, and which of its steps are not scored, (T, B)."""
+    task, batch = Echo(), Echo()._batch(0)
+    if request.param == "frames":
+        task, batch = Frames(), next(Frames().train_batches(0))
+        batch = replace(batch, mask=torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 5))
+    assert batch.mask is not None
+    return task, batch, batch.mask == 0
 
 
 # without autograd
@@ -238,13 +250,10 @@ def test_a_token_that_is_none(token: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("kind", ["tokens", "frames"])
 def test_no_gradient_from_outside_the_mask_without_autograd(
-    monkeypatch: pytest.MonkeyPatch, bad: float, kind: str
+    monkeypatch: pytest.MonkeyPatch, bad: float, masked: tuple[Task, Batch, Tensor]
 ) -> None:
-    task, batch = _masked(kind)
-    assert batch.mask is not None
-    outside = batch.mask == 0
+    task, batch, outside = masked
     step = Step(build(cg.load("gru"), task, SETTINGS, 0, "native"), task, SETTINGS)
     clean = step.forward(batch), step.backward()
     run = Bound.forward
@@ -281,13 +290,6 @@ def test_the_order_of_calls() -> None:
 # what is scored
 
 
-def _masked(kind: str) -> tuple[Task, Batch]:
-    if kind == "tokens":
-        return Echo(), Echo()._batch(0)
-    mask = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 5)
-    return Frames(), replace(next(Frames().train_batches(0)), mask=mask)
-
-
 def _fed(monkeypatch: pytest.MonkeyPatch, model: Model, y: Tensor) -> Tensor:
     """Have the head of `model` read y, (T, B, H); returns y as a leaf."""
     y.requires_grad_()
@@ -296,13 +298,10 @@ def _fed(monkeypatch: pytest.MonkeyPatch, model: Model, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("kind", ["tokens", "frames"])
 def test_no_gradient_from_outside_the_mask(
-    monkeypatch: pytest.MonkeyPatch, bad: float, kind: str
+    monkeypatch: pytest.MonkeyPatch, bad: float, masked: tuple[Task, Batch, Tensor]
 ) -> None:
-    task, batch = _masked(kind)
-    assert batch.mask is not None
-    outside = batch.mask == 0
+    task, batch, outside = masked
     step = Step(build(cg.load("gru"), task, SETTINGS, 0, "eager"), task, SETTINGS)
     y = torch.randn(*outside.shape, step.model.hidden_size)
     clean, clean_norm = None, None
