@@ -1,37 +1,22 @@
 """The named cells a second time: plain torch, from the papers' equations. Imports nothing of ours.
 
 Each function is one time step: parameters by name, x (B, X), the previous states (B, H); it returns
-the next states, the one that the layer emits first. The comments give the equations in each paper's
-own letters.
+the next states, the one that the layer emits first, or, for the cells of `EMITS`, the output and
+then the next states. The comments give the equations in each paper's own letters. The classics and
+the cells of Jozefowicz et al. and Greff et al. stand here, the others in `reference_cells_light.py`
+and `reference_cells_more.py`; `STEPS` has them all.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-Params = Mapping[str, Tensor]
-Step = Callable[..., tuple[Tensor, ...]]
+from tests.cellgraph import reference_cells_light, reference_cells_more
+from tests.cellgraph.reference_cells_base import Params, Step, both, unroll
 
-
-def unroll(
-    step: Step, params: Params, x: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All time steps of x (T, B, X): the outputs (T, B, H) and the last states."""
-    outputs = []
-    for t in range(x.shape[0]):
-        state = step(params, x[t], *state)
-        outputs.append(state[0])
-    return torch.stack(outputs), state
-
-
-def both(p: Params, gate: str, x: Tensor, h: Tensor) -> Tensor:
-    """W_gate x + U_gate h + b_gate, as two torch Linear layers compute it."""
-    return linear(x, p[f"W_{gate}"], p[f"b_{gate}"]) + linear(h, p[f"U_{gate}"])
-
+__all__ = ["EMITS", "STEPS", "unroll"]
 
 # Elman 1990 ---------------------------------------------------------------------------------------
 
@@ -226,4 +211,9 @@ STEPS: dict[str, Step] = {
     "cifg": cifg,
     "np": np,
     "fgr": fgr,
+    **reference_cells_light.STEPS,
+    **reference_cells_more.STEPS,
 }
+
+#: The cells whose output is none of their states.
+EMITS = reference_cells_light.EMITS | reference_cells_more.EMITS
