@@ -451,7 +451,7 @@ def test_cells_of_one_key_are_one_function() -> None:
     population = [cg.load(name) for name in cg.zoo.names()]
     first = {cell.key(): cell for cell in population}
     again = 0
-    for _ in range(1200):
+    for _ in range(2400):
         child = cg.mutate(rng.choice(population), rng, edits=(1, 2))
         if child is None:
             continue
