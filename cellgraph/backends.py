@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cellgraph import eager
+from cellgraph import eager, scan
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
 from cellgraph.kernels import compiler, native, tensors
@@ -100,6 +100,7 @@ class Auto:
 BACKENDS: dict[str, Callable[[CellGraph], Runner]] = {
     "auto": Auto,
     "native": Native,
+    "scan": scan.Runner,
     "eager": eager.Runner,
 }
 
