@@ -18,7 +18,7 @@ from cellgraph import zoo
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph, Init, Node, Param, State
 from cellgraph.interchange import from_networkx, to_networkx
-from cellgraph.loading import load
+from cellgraph.loading import constants, load
 from cellgraph.mutate import crossover, mutate, viable
 from cellgraph.notation import parse
 from cellgraph.simplify import simplify
@@ -55,6 +55,7 @@ __all__ = [
     "State",
     "build",
     "compile",
+    "constants",
     "count_parameters",
     "crossover",
     "export",

@@ -1,7 +1,10 @@
 """The one error of this package. Everything that is wrong with a cell, a name or a size is a
-CellError."""
+CellError; `closest` guesses for its message what was meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class CellError(ValueError):
@@ -29,3 +32,9 @@ class CellError(ValueError):
                 )
                 text += f"\n    {source}\n    {' ' * column}^"
         super().__init__(text)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean …?)' when something similar is known, else ''."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -27,7 +27,7 @@ _LEAVES = (INPUT, STATE, PARAM, CONST)
 _ARITY = {name: op.arity for name, op in OPS.items()} | dict.fromkeys(_LEAVES, 0) | {MATMUL: 2}
 
 #: Words of the notation that are no names, beside the functions of the op table.
-RESERVED = ("cell", "scalar", "init", "identity", "x")
+RESERVED = ("cell", "const", "scalar", "init", "identity", "repeat", "x")
 LONGEST_NAME = 100
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 

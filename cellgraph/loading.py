@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,27 +13,46 @@ from tempfile import TemporaryDirectory
 from cellgraph import zoo
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.notation import MAX_TEXT, parse
+from cellgraph.notation import MAX_TEXT, read
 
 JOURNAL = "journal.sqlite"
 
 
-def load(name: str | Path) -> CellGraph:
+def load(name: str | Path, constants: Mapping[str, float] | None = None) -> CellGraph:
     """The cell behind a zoo name (`gru`), a path to a `.cell` file, or `RUN:KEY` with a run
-    directory and the first digits of a key. Raises `CellError`."""
-    text = str(name)
-    path = Path(text)
+    directory and the first digits of a key. `constants` overrides numbers that its text declares:
+    `load("janet", constants={"beta": 2.0})`; see `constants`. Raises `CellError`."""
+    return _read(str(name), constants)[0]
+
+
+def constants(source: str | Path) -> dict[str, float]:
+    """The constants that a text declares, each with its default: `{"beta": 1.0}` for `janet`.
+
+    `source` is what `load` takes, or the text itself (of two lines at least, as every cell has).
+    A cell of a run has none: a printed cell has its numbers in their places. Raises `CellError`.
+    """
+    text = str(source)
+    return (read(text) if len(text.splitlines()) > 1 else _read(text))[1]
+
+
+def _read(
+    name: str, constants: Mapping[str, float] | None = None
+) -> tuple[CellGraph, dict[str, float]]:
+    """The cell behind a name, and the constants that its text declares, with their defaults."""
+    path = Path(name)
     # os.path.isfile takes any text; Path.is_file raises OSError where a name is too long.
-    is_file = os.path.isfile(text) and text not in zoo.names()
-    if is_file or (path.suffix == ".cell" and "\0" not in text):
-        return _from_file(path)
-    run, colon, key = text.rpartition(":")
+    is_file = os.path.isfile(name) and name not in zoo.names()
+    if is_file or (path.suffix == ".cell" and "\0" not in name):
+        return _from_file(path, constants)
+    run, colon, key = name.rpartition(":")
     if colon and run:
-        return _from_run(Path(run), key)
-    return zoo.get(text)
+        return read(_from_run(Path(run), key), constants)
+    return zoo.get(name, constants), dict(zoo.info(name).constants)
 
 
-def _from_file(path: Path) -> CellGraph:
+def _from_file(
+    path: Path, constants: Mapping[str, float] | None
+) -> tuple[CellGraph, dict[str, float]]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise CellError(f"{path} is no ordinary file, expected a .cell file")
@@ -48,14 +68,14 @@ def _from_file(path: Path) -> CellGraph:
             f"{path} cannot be read ({error.strerror}), expected a .cell file"
         ) from None
     try:
-        return parse(text)
+        return read(text, constants)
     except CellError as error:
         raise CellError(f"{path}: {error}") from None
 
 
-def _from_run(run: Path, key: str) -> CellGraph:
-    """One cell out of a run's ledger, by the beginning of its key; read-only, and of its tables
-    only this one query."""
+def _from_run(run: Path, key: str) -> str:
+    """The text of one cell out of a run's ledger, by the beginning of its key; read-only, and of
+    its tables only this one query."""
     ledger = run / JOURNAL
     if not os.path.isfile(ledger):
         raise CellError(f"{run} is not a run directory (no {JOURNAL}), expected RUN:KEY")
@@ -76,7 +96,7 @@ def _from_run(run: Path, key: str) -> CellGraph:
         raise CellError(
             f"{len(keys)} cells of {run} have keys beginning with {key}, expected more digits"
         )
-    return parse(rows[0][1])
+    return rows[0][1]
 
 
 def _cells(ledger: Path, key: str) -> list[tuple[str, str]]:

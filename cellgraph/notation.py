@@ -1,27 +1,31 @@
 """The notation of cells: text to graph. Recursive descent; nothing is ever evaluated as Python.
 
-    cell   := 'cell' NAME '(' 'x' (',' NAME (':' NAME)?)* ')' ('->' NAME)?  line*
-    line   := 'scalar' NAME (',' NAME)* | 'init' NAME '=' init | NAME "'"? '=' sum
+    cell   := 'cell' NAME '(' 'x' (',' NAME (':' NAME)?)* ')' ('->' NAME)?  (line | repeat)*
+    line   := 'const' NAME '=' '-'? NUMBER (',' …)* | 'scalar' NAME (',' NAME)*
+              | 'init' NAME '=' init | NAME "'"? '=' sum
+    repeat := 'repeat' NAME 'in' index '..' index, then its lines, indented deeper
+    init   := number | 'identity' '(' number ')'      number := '-'? (NUMBER | NAME of a constant)
     sum    := product (('+' | '-') product)*          product := unary (('*' | '/') unary)*
     unary  := '-' unary | NAME '@' unary | atom       atom := NUMBER | NAME "'"? | FUNCTION '(' sum,
     … ')' | '(' sum ')'
 
-`@` binds tighter than `*`, so that `z * U @ h` reads as in the papers. The other direction is
-`printing.py`.
+`@` binds tighter than `*`, so that `z * U @ h` reads as in the papers. Every NAME may be
+`NAME[index]`, which is the name `NAME_3` when the index is 3; indices and repeats are `repeat.py`.
+A constant is a number with a name and a default, which the caller of `parse` may override; it is
+declared before it is read. Neither constants nor repeats are left in the graph. The other direction
+is `printing.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
 
-from cellgraph.errors import CellError
+from cellgraph import repeat
+from cellgraph.errors import CellError, closest
 from cellgraph.graph import (
     CONST,
     INPUT,
-    LONGEST_NAME,
     MATMUL,
     PARAM,
     RESERVED,
@@ -29,8 +33,10 @@ from cellgraph.graph import (
     CellGraph,
     Init,
     Node,
+    finite,
 )
 from cellgraph.ops import FUNCTIONS, INFIX
+from cellgraph.tokens import Cursor, Token, code
 from cellgraph.widths import WidthError, build
 
 MAX_TEXT = (
@@ -38,139 +44,111 @@ MAX_TEXT = (
 )
 MAX_DEPTH = 100  # nested parentheses; each costs five frames of Python's stack
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>[A-Za-z_][A-Za-z0-9_]*'?)"
-    r"|(?P<sign>->|[-+*/@(),=:]))",
-    re.ASCII,
-)
+
+def parse(text: str, constants: Mapping[str, float] | None = None) -> CellGraph:
+    """Read one cell. `constants` overrides defaults that the text declares: `{"beta": 2.0}`. Raises
+    `CellError` with line, caret and what was expected."""
+    return read(text, constants)[0]
 
 
-def parse(text: str) -> CellGraph:
-    """Read one cell. Raises `CellError` with line, caret and what was expected."""
+def read(
+    text: str, constants: Mapping[str, float] | None = None
+) -> tuple[CellGraph, dict[str, float]]:
+    """The cell that `parse` reads, and the constants that its text declares, with their defaults.
+    Raises `CellError`."""
     if not isinstance(text, str):
         raise CellError(f"a cell is text, got {type(text).__name__}")
     if len(text) > MAX_TEXT:
         raise CellError(
             f"the text of the cell has {len(text)} characters, expected at most {MAX_TEXT}"
         )
-    return _Parser(text).cell()
+    parser = _Parser(text, _overrides(constants))
+    return parser.cell(), parser.defaults
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)' when something similar is known, else ''."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _overrides(constants: object) -> dict[str, float]:
+    if constants is None:
+        return {}
+    if not isinstance(constants, Mapping):
+        kind = type(constants).__name__
+        raise CellError(f"constants of type {kind}, expected a mapping such as {{'beta': 2.0}}")
+    checked: dict[str, float] = {}
+    for name, value in constants.items():
+        try:
+            checked[name] = finite(value)
+        except CellError as error:
+            raise CellError(f"constant {name}: {error}") from None
+    return checked
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str  # number, name, sign, end
-    text: str
-    line: int
-    column: int
-
-
-class _Parser:
-    def __init__(self, text: str) -> None:
+class _Parser(Cursor):
+    def __init__(self, text: str, overrides: Mapping[str, float]) -> None:
+        super().__init__()
         self.lines = text.splitlines()
-        self.doc: list[str] = []
-        self.tokens: list[_Token] = []
-        self.position = 0
         self.depth = 0
         self.states: dict[str, str] = {}  # name -> width
         self.next: dict[str, Node] = {}
         self.values: dict[str, Node] = {}  # assigned names, in the order of the text
-        self.params: dict[str, _Token] = {}  # where each parameter was first read
-        self.scalars: dict[str, _Token] = {}
-        self.inits: dict[str, tuple[Init, _Token]] = {}
-        self.where: dict[Node, _Token] = {}
+        self.params: dict[str, Token] = {}  # where each parameter was first read
+        self.scalars: dict[str, Token] = {}
+        self.inits: dict[str, tuple[Init, Token]] = {}
+        self.where: dict[Node, Token] = {}
+        self.overrides = overrides
+        self.defaults: dict[str, float] = {}  # what the text says of its constants
+        self.constants: dict[str, float] = {}  # what they are, and the index inside a repeat
+        self.indices: dict[str, None] = {}  # names that are or were an index
+        self.indexed: dict[str, str] = {}  # base of assigned `base[index]` -> the first such name
 
-    # -- tokens
+    # -- names
 
-    def error(self, message: str, token: _Token) -> CellError:
-        source = self.lines[token.line - 1] if token.line <= len(self.lines) else ""
-        return CellError(message, line=token.line, column=token.column, source=source)
-
-    def tokenize(self, number: int) -> list[_Token]:
-        """The tokens of one line, without its comment, closed by an `end` token."""
-        line = self.lines[number - 1].split("#", 1)[0].rstrip()
-        tokens, at = [], 0
-        while at < len(line):
-            match = _TOKEN.match(line, at)
-            if match is None or match.lastgroup is None:
-                at = len(line) - len(
-                    line[at:].lstrip(" \t\f\v")
-                )  # a no-break space is itself unexpected
-                raise self.error(
-                    f"unexpected character {line[at]!r}, "
-                    "expected a name, a number or one of + - * / @ ( ) ,",
-                    _Token("sign", line[at], number, at),
-                )
-            kind = match.lastgroup
-            tokens.append(_Token(kind, match[kind], number, match.start(kind)))
-            length = len(match[kind].rstrip("'"))
-            if kind == "name" and length > LONGEST_NAME:
-                raise self.error(
-                    f"a name of {length} characters, expected at most {LONGEST_NAME}", tokens[-1]
-                )
-            at = match.end()
-        return [*tokens, _Token("end", "end of line", number, len(line))]
-
-    @property
-    def token(self) -> _Token:
-        return self.tokens[self.position]
-
-    def advance(self) -> _Token:
-        token = self.token
-        self.position += token.kind != "end"
-        return token
-
-    def accept(self, sign: str) -> bool:
-        if self.token.kind == "sign" and self.token.text == sign:
-            self.position += 1
-            return True
-        return False
-
-    def expect(self, sign: str) -> None:
-        if not self.accept(sign):
-            raise self.error(f"found {self.token.text!r}, expected {sign!r}", self.token)
-
-    def name(self, what: str, *, prime: bool = False) -> _Token:
-        token = self.token
-        if token.kind != "name":
-            raise self.error(f"found {token.text!r}, expected {what}", token)
-        if token.text.endswith("'") and not prime:
-            raise self.error(f"{token.text} has a prime, expected {what} without one", token)
-        return self.advance()
-
-    def fresh(self, token: _Token, what: str) -> str:
+    def fresh(self, token: Token, what: str) -> str:
         """A name that may still be given to something new."""
         name = token.text.rstrip("'")
         if name in RESERVED or name in FUNCTIONS:
-            raise self.error(
-                f"{name} is a word of the notation, expected another name for {what}", token
+            raise token.error(f"{name} is a word of the notation, expected another name for {what}")
+        if name in self.constants or name in self.indices:
+            kind = "an index" if name in self.indices else "a constant"
+            raise token.error(f"{name} is {kind}, expected another name for {what}")
+        return name
+
+    def claim(self, token: Token, what: str) -> str:
+        """A name for a number, which means nothing else in the whole cell."""
+        name = self.fresh(token, what)
+        taken = {
+            "a state": self.states,
+            "a width": ("H", "X", *self.states.values()),
+            "a value": self.values,
+            "a parameter": self.scalars,
+        }
+        for kind, names in taken.items():
+            if name in names:
+                raise token.error(f"{name} is {kind}, expected another name for {what}")
+        if name in self.params:
+            raise token.error(
+                f"{name} was read on line {self.params[name].line}, "
+                f"expected its line above that, or another name for {what}"
             )
         return name
 
-    def end(self) -> None:
-        if self.token.kind != "end":
-            raise self.error(
-                f"found {self.token.text!r}, expected an operator or the end of the line",
-                self.token,
-            )
+    def index(self, token: Token) -> str:
+        """The name of the index of a repeat; one repeat after another may use it."""
+        if token.text not in self.indices:
+            self.indices[self.claim(token, "an index")] = None
+        return token.text
 
     # -- lines
 
     def cell(self) -> CellGraph:
-        header: _Token | None = None
-        arrow: _Token | None = None
-        for number, line in enumerate(self.lines, start=1):
-            stripped = line.strip()
-            if stripped.startswith("#") and header is None:
-                self.doc.append(stripped[1:].strip())
-            self.tokens, self.position = self.tokenize(number), 0
-            if self.token.kind == "end":
-                continue
+        header: Token | None = None
+        arrow: Token | None = None
+        length = 0
+        for tokens in repeat.rows(self.lines, self.constants, self.index):
+            self.tokens, self.position = tokens, 0
+            length += len(self.token.source)
+            if length > MAX_TEXT:
+                raise self.token.error(
+                    f"more than {MAX_TEXT} characters with all repetitions, expected fewer"
+                )
             if header is None:
                 header, arrow = self.header()
             else:
@@ -180,43 +158,48 @@ class _Parser:
             raise CellError("no cell in the text, expected a line like: cell NAME(x, h)")
         for state in self.states:
             if state not in self.next:
-                raise self.error(
-                    f"state {state} has no next value, expected a line {state}' = …", header
+                raise header.error(f"state {state} has no next value, expected a line {state}' = …")
+        for name in self.overrides:
+            if name not in self.defaults:
+                known = f"one of {', '.join(self.defaults)}" if self.defaults else "none"
+                guess = closest(str(name), self.defaults)
+                raise CellError(
+                    f"cell {header.text} has no constant {name}{guess}, expected {known}"
                 )
         return self.finish(header, arrow)
 
-    def header(self) -> tuple[_Token, _Token | None]:
+    def header(self) -> tuple[Token, Token | None]:
         if self.token.text != "cell":
-            raise self.error(
-                f"found {self.token.text!r}, expected a header like: cell NAME(x, h)", self.token
+            raise self.token.error(
+                f"found {self.token.text!r}, expected a header like: cell NAME(x, h)"
             )
         self.advance()
         header = self.name("the name of the cell")
         self.expect("(")
         if self.token.text != "x":
-            raise self.error(f"found {self.token.text!r}, expected the input x", self.token)
+            raise self.token.error(f"found {self.token.text!r}, expected the input x")
         self.advance()
         while self.accept(","):
             token = self.name("the name of a state")
             state = self.fresh(token, "a state")
             if state in self.states:
-                raise self.error(f"state {state} stands twice in the header, expected once", token)
+                raise token.error(f"state {state} stands twice in the header, expected once")
             self.states[state] = self.name("the name of a width").text if self.accept(":") else "H"
             if self.states[state] == "X":
-                raise self.error(
-                    "X is the width of the input, expected another name for a width", token
-                )
+                raise token.error("X is the width of the input, expected another name for a width")
         self.expect(")")
         if not self.states:
-            raise self.error(
-                f"cell {header.text} has no state, expected at least one after x", header
-            )
+            raise header.error(f"cell {header.text} has no state, expected at least one after x")
         arrow = self.name("the name of the output", prime=True) if self.accept("->") else None
         return header, arrow
 
     def line(self) -> None:
         first = self.name("a name to assign", prime=True)
-        if first.text == "scalar" and self.token.kind == "name":
+        if first.text == "const" and self.token.text != "=":
+            self.const()
+            while self.accept(","):
+                self.const()
+        elif first.text == "scalar" and self.token.kind == "name":
             token = self.name("the name of a parameter")
             self.scalars[self.fresh(token, "a parameter")] = token
             while self.accept(","):
@@ -225,13 +208,25 @@ class _Parser:
         elif first.text == "init" and self.token.kind == "name":
             token = self.name("the name of a parameter")
             if token.text in self.inits:
-                raise self.error(f"init {token.text} stands twice, expected once", token)
+                raise token.error(f"init {token.text} stands twice, expected once")
             self.expect("=")
             self.inits[token.text] = (self.init(), token)
         elif first.text == "cell" and self.token.kind == "name":
-            raise self.error("a second cell starts here, expected one cell in a text", first)
+            raise first.error("a second cell starts here, expected one cell in a text")
         else:
             self.assignment(first)
+
+    def const(self) -> None:
+        token = self.name("the name of a constant")
+        if token.text in self.defaults:
+            raise token.error(f"constant {token.text} stands twice, expected once")
+        name = self.claim(token, "a constant")
+        self.expect("=")
+        sign = -1.0 if self.accept("-") else 1.0
+        if self.token.kind != "number":
+            raise self.token.error(f"found {self.token.text!r}, expected a number")
+        self.defaults[name] = sign * self.number()
+        self.constants[name] = self.overrides.get(name, self.defaults[name])
 
     def init(self) -> Init:
         token = self.token
@@ -240,42 +235,42 @@ class _Parser:
             self.advance()
             self.expect("(")
         sign = -1.0 if self.accept("-") else 1.0
-        if self.token.kind != "number":
-            raise self.error(
-                f"found {self.token.text!r}, expected a number or identity(NUMBER)", self.token
+        if not self.at_number():
+            raise self.token.error(
+                f"found {self.token.text!r}, expected a number or identity(NUMBER)"
             )
-        value = sign * self.number().attr  # type: ignore[operator]  # a const node holds a float
+        value = sign * self.number()
         if identity:
             self.expect(")")
         return Init("identity" if identity else "constant", value)
 
-    def assignment(self, first: _Token) -> None:
+    def assignment(self, first: Token) -> None:
         name = self.fresh(first, "a value")
         self.expect("=")
+        if first.base:
+            self.indexed.setdefault(first.base, name)
         if first.text.endswith("'"):
             if name not in self.states:
-                raise self.error(
+                raise first.error(
                     f"{name} is not a state, "
-                    f"expected one of {', '.join(self.states)}{closest(name, self.states)}",
-                    first,
+                    f"expected one of {', '.join(self.states)}{closest(name, self.states)}"
                 )
             if name in self.next:
-                raise self.error(f"{name}' is assigned twice, expected exactly once", first)
+                raise first.error(f"{name}' is assigned twice, expected exactly once")
             self.next[name] = self.sum()
             self.values[f"{name}'"] = self.next[name]
             return
         if name in self.states:
-            raise self.error(
-                f"{name} is the previous value of a state, expected {name}' on the left", first
+            raise first.error(
+                f"{name} is the previous value of a state, expected {name}' on the left"
             )
         if name in self.values:
-            raise self.error(f"{name} is assigned twice, expected exactly once", first)
+            raise first.error(f"{name} is assigned twice, expected exactly once")
         node = self.sum()
         if name in self.params:
-            raise self.error(
+            raise first.error(
                 f"{name} was read on line {self.params[name].line}, "
-                "expected names assigned before they are used",
-                first,
+                "expected names assigned before they are used"
             )
         self.values[name] = node
 
@@ -284,9 +279,7 @@ class _Parser:
     def sum(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.error(
-                f"nested deeper than {MAX_DEPTH}, expected fewer parentheses", self.token
-            )
+            raise self.token.error(f"nested deeper than {MAX_DEPTH}, expected fewer parentheses")
         node = self.product()
         while self.token.text in ("+", "-"):
             sign = self.advance()
@@ -304,13 +297,13 @@ class _Parser:
     def unary(self) -> Node:
         """A chain of minus signs and matrices is read by a loop, so that its length costs no
         stack."""
-        pending: list[tuple[_Token, Node | None]] = []
+        pending: list[tuple[Token, Node | None]] = []
         while True:
             token = self.token
             if token.text == "-":
                 self.advance()
-                if self.token.kind == "number":
-                    node = self.put(Node(CONST, (), -self.number().attr), token)  # type: ignore[operator]
+                if self.at_number():
+                    node = self.put(Node(CONST, (), -self.number()), token)
                     break
                 pending.append((token, None))
                 continue
@@ -319,7 +312,7 @@ class _Parser:
                 break
             sign = self.advance()
             if node.op != PARAM:
-                raise self.error("left of @ stands a value, expected the name of a matrix", token)
+                raise token.error("left of @ stands a value, expected the name of a matrix")
             pending.append((sign, node))
         for sign, matrix in reversed(pending):
             made = (
@@ -332,8 +325,8 @@ class _Parser:
 
     def atom(self) -> Node:
         token = self.token
-        if token.kind == "number":
-            return self.number()
+        if self.at_number():
+            return self.put(Node(CONST, (), self.number()), token)
         if token.kind == "name":
             self.advance()
             if self.token.text == "(":
@@ -343,22 +336,25 @@ class _Parser:
             node = self.sum()
             self.expect(")")
             return node
-        raise self.error(f"found {token.text!r}, expected a name, a number or (", token)
+        raise token.error(f"found {token.text!r}, expected a name, a number or (")
 
-    def number(self) -> Node:
+    def at_number(self) -> bool:
+        return self.token.kind == "number" or self.token.text in self.constants
+
+    def number(self) -> float:
+        """A number, or what a constant stands for."""
         token = self.advance()
         try:
-            return self.put(Node(CONST, (), float(token.text)), token)
+            return finite(float(self.constants.get(token.text, token.text)))
         except CellError as error:
-            raise self.error(str(error), token) from None
+            raise token.error(str(error)) from None
 
-    def call(self, token: _Token) -> Node:
+    def call(self, token: Token) -> Node:
         op = FUNCTIONS.get(token.text)
         if op is None:
-            raise self.error(
+            raise token.error(
                 f"unknown function {token.text!r}{closest(token.text, FUNCTIONS)}, expected one of "
-                f"{' '.join(FUNCTIONS)}",
-                token,
+                f"{' '.join(FUNCTIONS)}"
             )
         self.expect("(")
         args = [self.sum()]
@@ -366,39 +362,44 @@ class _Parser:
             args.append(self.sum())
         self.expect(")")
         if len(args) != op.arity:
-            raise self.error(f"{op.name} has {len(args)} arguments, expected {op.arity}", token)
+            raise token.error(f"{op.name} has {len(args)} arguments, expected {op.arity}")
         return self.put(Node(op.name, tuple(args)), token)
 
-    def read(self, token: _Token) -> Node:
+    def read(self, token: Token) -> Node:
         name = token.text
         if name in self.values:
             return self.values[name]
         if name.endswith("'"):
             if name[:-1] in self.states:
-                raise self.error(
-                    f"{name} is read before it is assigned, expected its line above", token
-                )
-            raise self.error(
+                raise token.error(f"{name} is read before it is assigned, expected its line above")
+            raise token.error(
                 f"{name[:-1]} is not a state, expected one of {', '.join(self.states)}"
-                f"{closest(name[:-1], self.states)}",
-                token,
+                f"{closest(name[:-1], self.states)}"
             )
         if name == "x":
             return Node(INPUT, (), name)
         if name in self.states:
             return Node(STATE, (), name)
         if name in FUNCTIONS or name in RESERVED:
-            raise self.error(f"{name} is a word of the notation, expected a value", token)
+            raise token.error(f"{name} is a word of the notation, expected a value")
+        if name in self.indices:
+            raise token.error(f"{name} is the index of a repeat, expected it inside that only")
         self.params.setdefault(name, token)
         return Node(PARAM, (), name)
 
-    def put(self, node: Node, token: _Token) -> Node:
+    def put(self, node: Node, token: Token) -> Node:
         self.where.setdefault(node, token)
         return node
 
     # -- the whole
 
-    def output(self, arrow: _Token | None) -> Node:
+    def doc(self) -> str:
+        """The comment above the header, or what else stands in comments there."""
+        above = itertools.takewhile(lambda line: not code(line), self.lines)
+        comments = [line.strip() for line in above]
+        return "\n".join(line[1:].strip() for line in comments if line.startswith("#")).strip()
+
+    def output(self, arrow: Token | None) -> Node:
         if arrow is None:
             return next(iter(self.next[s] for s in self.states))
         name = arrow.text.rstrip("'")
@@ -407,19 +408,23 @@ class _Parser:
         if arrow.text in self.values:
             return self.values[arrow.text]
         known = [*self.states, *self.values]
-        raise self.error(
+        raise arrow.error(
             f"the output {name} is never assigned{closest(name, known)}, "
-            "expected a state or an assigned name",
-            arrow,
+            "expected a state or an assigned name"
         )
 
-    def finish(self, header: _Token, arrow: _Token | None) -> CellGraph:
+    def finish(self, header: Token, arrow: Token | None) -> CellGraph:
         for name, token in [*self.scalars.items(), *((n, t) for n, (_, t) in self.inits.items())]:
             if name not in self.params:
-                raise self.error(
+                raise token.error(
                     f"{name} is not a parameter of the cell{closest(name, self.params)}, "
-                    f"expected one of {', '.join(self.params) or 'none'}",
-                    token,
+                    f"expected one of {', '.join(self.params) or 'none'}"
+                )
+        for name, token in self.params.items():
+            if token.base and token.base in self.indexed:  # mostly an index that is one off
+                raise token.error(
+                    f"{name} is never assigned, but {self.indexed[token.base]} is, "
+                    "expected the index of one that is"
                 )
         output = self.output(arrow)
         try:
@@ -430,7 +435,7 @@ class _Parser:
                 scalars=self.scalars,
                 inits={name: init for name, (init, _) in self.inits.items()},
                 names=self.values.items(),
-                doc="\n".join(self.doc).strip(),
+                doc=self.doc(),
             )
         except WidthError as error:
-            raise self.error(error.message, self.where.get(error.node, header)) from None
+            raise self.where.get(error.node, header).error(error.message) from None

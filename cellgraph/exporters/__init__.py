@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgraph.errors import CellError
+from cellgraph.errors import CellError, closest
 from cellgraph.exporters import torch_source
 from cellgraph.graph import CellGraph
 from cellgraph.loading import load
-from cellgraph.notation import closest, parse
+from cellgraph.notation import parse
 
 if TYPE_CHECKING:
     from cellgraph.layer import CellLayer

@@ -8,13 +8,14 @@ lines for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from cellgraph.errors import CellError
+from cellgraph.errors import CellError, closest
 from cellgraph.graph import CellGraph
-from cellgraph.notation import closest, parse
+from cellgraph.notation import parse, read
 
 _FIELDS = ("reference", "tags", "aliases", "notes")
 
@@ -22,7 +23,7 @@ _FIELDS = ("reference", "tags", "aliases", "notes")
 @dataclass(frozen=True, slots=True)
 class Info:
     """What the literature says of a cell: its title, where it was published, tags, other names,
-    traps."""
+    traps; and the constants that its text declares, with their defaults."""
 
     name: str
     title: str
@@ -30,6 +31,7 @@ class Info:
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
     notes: str
+    constants: Mapping[str, float]
 
 
 @cache
@@ -39,16 +41,16 @@ def _catalogue() -> dict[str, tuple[CellGraph, Info]]:
     found: dict[str, tuple[CellGraph, Info]] = {}
     for entry in sorted(files(__package__).iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".cell"):
-            cell = parse(entry.read_text(encoding="utf-8"))
+            cell, constants = read(entry.read_text(encoding="utf-8"))
             if f"{cell.name}.cell" != entry.name:
                 raise CellError(
                     f"zoo file {entry.name} holds cell {cell.name}, expected equal names"
                 )
-            found[cell.name] = (cell, _info(cell))
+            found[cell.name] = (cell, _info(cell, constants))
     return found
 
 
-def _info(cell: CellGraph) -> Info:
+def _info(cell: CellGraph, constants: Mapping[str, float]) -> Info:
     values = {"title": ""} | dict.fromkeys(_FIELDS, "")
     current = "title"
     for line in cell.doc.splitlines():
@@ -67,6 +69,7 @@ def _info(cell: CellGraph) -> Info:
         words(values["tags"]),
         words(values["aliases"]),
         values["notes"],
+        constants,
     )
 
 
@@ -86,14 +89,17 @@ def names() -> list[str]:
     return list(_catalogue())
 
 
-def get(name: str) -> CellGraph:
-    """The cell of that name or alias; `-` and upper case are accepted (`LSTM-f`). Raises
-    `CellError`."""
-    return _catalogue()[_resolve(name)][0]
+def get(name: str, constants: Mapping[str, float] | None = None) -> CellGraph:
+    """The cell of that name or alias; `-` and upper case are accepted (`LSTM-f`). `constants` are
+    numbers that differ from the defaults of `info(name).constants`. Raises `CellError`."""
+    found = _resolve(name)
+    if constants is None:
+        return _catalogue()[found][0]
+    return parse((files(__package__) / f"{found}.cell").read_text(encoding="utf-8"), constants)
 
 
 def info(name: str) -> Info:
-    """Title, reference, tags, aliases and notes of a named cell. Raises `CellError`."""
+    """Title, reference, tags, aliases, notes and constants of a named cell. Raises `CellError`."""
     return _catalogue()[_resolve(name)][1]
 
 

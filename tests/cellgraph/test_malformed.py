@@ -12,13 +12,12 @@ from cellgraph import CellError, CellGraph, parse
 from cellgraph.graph import STATE, Node
 from cellgraph.notation import MAX_DEPTH, MAX_TEXT
 from cellgraph.widths import MAX_NODES, build
+from tests.cellgraph.refused import assert_refused, read_or_refused, table
 from tests.strategies import assert_round_trip, cells
 
 quick = settings(max_examples=60, deadline=None)
 h, k = Node(STATE, (), "h"), Node(STATE, (), "k")
 
-# A text, its lines joined by "; ", with § before the character that the caret must point at; then
-# how the message must begin.
 MALFORMED = """
 cell c(x, h); h' = h §$ h
     unexpected character '$', expected a name, a number or one of
@@ -234,26 +233,11 @@ cell c(x, h, r: P); h' = W §@ r; r' = x; init W = identity(1)
 cell c(x, h); h' = h * §b; init b = identity(1)
     init b = identity(…): b is not a matrix, expected a number
 """
-LINES = [line for line in MALFORMED.splitlines() if line]
-CASES = list(zip(LINES[::2], LINES[1::2], strict=True))
 
 
-@pytest.mark.parametrize(("joined", "message"), CASES)
+@pytest.mark.parametrize(("joined", "message"), table(MALFORMED))
 def test_malformed_text(joined: str, message: str) -> None:
-    marked, message = joined.replace("; ", "\n "), message.strip()
-    assert marked.count("§") == 1
-    before = marked[: marked.index("§")].split("\n")
-    with pytest.raises(CellError) as caught:
-        parse(marked.replace("§", ""))
-    first, source, caret = str(caught.value).split("\n")
-    assert first.startswith(f"line {len(before)}: {message}"), first
-    assert (caught.value.line, caught.value.column) == (len(before), len(before[-1]))
-    assert caret == " " * (4 + len(before[-1])) + "^"
-    assert (
-        source.rstrip()
-        == "    "
-        + marked.replace("§", "").split("\n")[len(before) - 1].replace("\xa0", " ").rstrip()
-    )
+    assert_refused(joined, message)
 
 
 def test_an_error_survives_pickling() -> None:
@@ -416,18 +400,6 @@ WORDS = st.sampled_from(
         " ",
     ]
 )
-
-
-def read_or_refused(text: str) -> None:
-    try:
-        cell = parse(text)
-    except CellError as error:
-        refused = error
-    else:
-        assert_round_trip(cell)
-        return
-    assert "expected" in str(refused)
-    assert refused.line is None or 1 <= refused.line <= len(text.splitlines())
 
 
 @quick
