@@ -140,6 +140,7 @@ def named_cell_data(cell: CellGraph, info: Info | None) -> dict[str, Any]:
         "tags": list(info.tags) if info else [],
         "aliases": list(info.aliases) if info else [],
         "notes": info.notes if info else "",
+        "constants": dict(info.constants) if info else {},
         **_structure(cell),
     }
 

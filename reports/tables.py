@@ -145,6 +145,9 @@ def named_cell_page(cell: CellGraph, info: Info | None, console: Console | None 
     for name in ("tags", "aliases"):
         if data[name]:
             _print(out, f"{name}: {', '.join(data[name])}")
+    if data["constants"]:
+        defaults = ", ".join(f"{name} = {value:g}" for name, value in data["constants"].items())
+        _print(out, f"constants: {defaults}")
     _print(out, f"key {data['key']}")
     _structure(out, data)
 

@@ -2,12 +2,14 @@
 
 Each function is one time step: parameters by name, x (B, X), the previous states (B, H); it returns
 the next states, the one that the layer emits first, or, for the cells of `EMITS`, the output and
-then the next states. The comments give the equations in each paper's own letters. The classics and
-the cells of Jozefowicz et al. and Greff et al. stand here, the others in `reference_cells_light.py`
+then the next states. The comments give the equations in each paper's own letters. The classics, the
+cells of Jozefowicz et al. and Greff et al., and those with constants stand here, the others in `reference_cells_light.py`
 and `reference_cells_more.py`; `STEPS` has them all.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -188,6 +190,31 @@ def fgr(
     return torch.tanh(c_new) * o_new, c_new, i_new, f_new, o_new
 
 
+# Zilly, Srivastava, Koutník, Schmidhuber 2017. s_0 is the previous output, U their R -------------
+
+
+def rhn(p: Params, x: Tensor, s: Tensor, depth: int = 5) -> tuple[Tensor, ...]:
+    # h_l = tanh(W_H x I{l=1} + R_Hl s_{l-1} + b_Hl);  t_l = s(W_T x I{l=1} + R_Tl s_{l-1} + b_Tl)
+    # s_l = h_l t_l + s_{l-1} c_l, c_l = 1 - t_l;  y = s_L
+    for layer in range(1, depth + 1):
+        h = linear(s, p[f"U_g_{layer}"], p[f"b_g_{layer}"])
+        t = linear(s, p[f"U_t_{layer}"], p[f"b_t_{layer}"])
+        if layer == 1:
+            h, t = h + linear(x, p["W_g"]), t + linear(x, p["W_t"])
+        s = torch.lerp(s, torch.tanh(h), torch.sigmoid(t))
+    return (s,)
+
+
+# van der Westhuizen, Lasenby 2018 -----------------------------------------------------------------
+
+
+def janet(p: Params, x: Tensor, c: Tensor, beta: float = 1.0) -> tuple[Tensor, ...]:
+    # s = Wf x + Uf h + bf;  c~ = tanh(.);  c' = s(s) c + (1 - s(s - beta)) c~;  h' = c'
+    s = both(p, "f", x, c)
+    candidate = torch.tanh(both(p, "g", x, c))
+    return (torch.sigmoid(s) * c + torch.sigmoid(beta - s) * candidate,)  # 1 - s(a) = s(-a)
+
+
 #: The cell of each name. LSTM-b is the LSTM; only its start differs.
 STEPS: dict[str, Step] = {
     "tanh_rnn": tanh_rnn,
@@ -211,6 +238,8 @@ STEPS: dict[str, Step] = {
     "cifg": cifg,
     "np": np,
     "fgr": fgr,
+    **{f"rhn{depth}": partial(rhn, depth=depth) for depth in (2, 5, 10)},
+    "janet": janet,
     **reference_cells_light.STEPS,
     **reference_cells_more.STEPS,
 }

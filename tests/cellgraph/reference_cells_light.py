@@ -198,12 +198,6 @@ def nbrc(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     return (torch.lerp(torch.tanh(torch.addcmul(linear(x, p["W_g"]), a, h)), h, c),)
 
 
-def janet(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-    # s = .;  c~ = tanh(.);  c' = s(s) c + (1 - s(s - beta)) c~;  h = c, beta = 1
-    s, candidate = both(p, "s", x, h), torch.tanh(both(p, "g", x, h))
-    return (torch.sigmoid(s) * h + torch.sigmoid(1 - s) * candidate,)
-
-
 def tau_gru(p: Params, x: Tensor, h: Tensor, delayed: Tensor) -> tuple[Tensor, ...]:
     # u = tanh(W_1 h_n + .);  z = tanh(W_2 h_{n-d} + .);  g, a = s(W h_n + .)
     # h_{n+1} = (1 - g) h_n + g (u + a z), d = 1
@@ -244,7 +238,7 @@ STEPS: dict[str, Step] = {
     for step in (
         jordan, irnn, indrnn, scrn, fastrnn, fastgrnn, minimal_rnn, ugrnn, intersection_rnn, ran,
         atr, cfn, mgu, mgu1, mgu2, mgu3, gru1, gru2, gru3, miru1, miru2, ligru, lightru, star, sgu,
-        dsgu, sgrn, brc, nbrc, janet, tau_gru, cornn, unicornn, lem,
+        dsgu, sgrn, brc, nbrc, tau_gru, cornn, unicornn, lem,
     )
 }  # fmt: skip
 EMITS = frozenset({"scrn"})

@@ -207,20 +207,7 @@ def hgru(p: Params, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     return torch.sigmoid(of_x(p, "o", x)) * h_new, h_new
 
 
-# Highways and cells that a search found -----------------------------------------------------------
-
-
-def _rhn(p: Params, x: Tensor, h: Tensor, *, depth: int) -> tuple[Tensor, ...]:
-    # s_l = h_l t_l + s_{l-1} (1 - t_l);  x enters h_1 and t_1
-    s = h
-    for level in range(1, depth + 1):
-        candidate = linear(s, p[f"U_g{level}"], p[f"b_g{level}"])
-        transform = linear(s, p[f"U_t{level}"], p[f"b_t{level}"])
-        if level == 1:
-            candidate = candidate + linear(x, p["W_g"])
-            transform = transform + linear(x, p["W_t"])
-        s = torch.lerp(s, torch.tanh(candidate), torch.sigmoid(transform))
-    return (s,)
+# Cells that a search found ---------------------------------------------------------------------
 
 
 def nas_cell(p: Params, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
@@ -300,7 +287,6 @@ STEPS: dict[str, Step] = {
     "lstm_slope_unit": partial(_sloped, slopes="s_i s_f s_o"),
     "lstm_slope_gate": partial(_sloped, slopes="s_i s_f s_o"),
     "lstm_slope": partial(_sloped, slopes="s s s"),
-    **{f"rhn{depth}": partial(_rhn, depth=depth) for depth in (2, 5, 10)},
     **{name: partial(_genotype, name=name) for name in _GENOTYPES},
 }  # fmt: skip
 EMITS = frozenset({"t_lstm", "sru", "sru_v1", "qrnn", "qrnn_ifo", "hgru"})

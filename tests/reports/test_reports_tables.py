@@ -218,7 +218,9 @@ def test_every_named_cell_has_a_page(name: str) -> None:
     assert info.reference in text
     assert info.notes in text
     assert f"{cg.count_parameters(cell, 64, 64):,} parameters" in text
+    assert ("constants: beta = 1\n" in text) == (name == "janet")
     data = tables.named_cell_data(cell, info)
+    assert data["constants"] == cg.constants(name)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert cg.parse(data["notation"]) == cell
 
