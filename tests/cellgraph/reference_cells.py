@@ -3,8 +3,8 @@
 Each function is one time step: parameters by name, x (B, X), the previous states (B, H); it returns
 the next states, the one that the layer emits first, or, for the cells of `EMITS`, the output and
 then the next states. The comments give the equations in each paper's own letters. The classics, the
-cells of Jozefowicz et al. and Greff et al., and those with constants stand here, the others in `reference_cells_light.py`
-and `reference_cells_more.py`; `STEPS` has them all.
+cells of Jozefowicz et al. and Greff et al., and those with constants stand here, the others in
+`reference_cells_light.py` and `reference_cells_more.py`; `STEPS` has them all.
 """
 
 from __future__ import annotations

@@ -310,7 +310,7 @@ def test_starts_that_the_papers_give() -> None:
     }
     for depth in (2, 5, 10):
         starts = {p.name: str(p.init) for p in zoo.get(f"rhn{depth}").params if p.init}
-        assert starts == {f"b_t{level}": "-2" for level in range(1, depth + 1)}
+        assert starts == {f"b_t_{level}": "-2" for level in range(1, depth + 1)}
 
 
 @pytest.mark.parametrize(
