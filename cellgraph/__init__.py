@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from cellgraph import zoo
 from cellgraph.errors import CellError
+from cellgraph.facts import Facts, facts
 from cellgraph.graph import CellGraph, Init, Node, Param, State
 from cellgraph.interchange import from_networkx, to_networkx
 from cellgraph.loading import constants, load
 from cellgraph.mutate import crossover, mutate, viable
+from cellgraph.neighbours import closest, edit_distance, same_function_as
 from cellgraph.notation import parse
 from cellgraph.simplify import simplify
 from cellgraph.sizes import count_parameters, flops_per_step, hidden_size_for
@@ -49,16 +51,20 @@ __all__ = [
     "CellError",
     "CellGraph",
     "CellLayer",
+    "Facts",
     "Init",
     "Node",
     "Param",
     "State",
     "build",
+    "closest",
     "compile",
     "constants",
     "count_parameters",
     "crossover",
+    "edit_distance",
     "export",
+    "facts",
     "fingerprint",
     "flops_per_step",
     "from_networkx",
@@ -67,6 +73,7 @@ __all__ = [
     "mutate",
     "parse",
     "same_function",
+    "same_function_as",
     "simplify",
     "to_networkx",
     "viable",

@@ -13,6 +13,7 @@ from typing import Any
 import cellgraph as cg
 from cellgraph import CellGraph
 from cellgraph.zoo import Info
+from reports import structure
 from reports.collect import Run
 from reports.equations import inherited, lines, sizes
 from reports.history import Stage
@@ -154,6 +155,7 @@ def _structure(cell: CellGraph) -> dict[str, Any]:
             {"name": p.name, "kind": p.kind, "rows": p.rows, "cols": p.cols} for p in cell.params
         ],
         "sizes": sizes(cell),
+        "structure": structure.data(cell),
     }
 
 

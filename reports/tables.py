@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cellgraph import CellGraph
 from cellgraph.zoo import Info
-from reports import facts
+from reports import facts, structure
 from reports.collect import Run
 from reports.equations import aligned
 from reports.facts import cell_data, leaderboard_data, named_cell_data, status_data
@@ -224,6 +224,9 @@ def _structure(out: Console, data: dict[str, Any]) -> None:
     states = ", ".join(f"{s['name']} of width {s['width']}" for s in data["states"])
     _print(out, f"states: {states}")
     _print(out, f"at {at}: {parameters:,} parameters, {flops:,} flops a step and row")
+    _title(out, "Structure")
+    for line in structure.lines(data["structure"]):
+        _print(out, line)
 
 
 def _header(notation: str) -> int:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -237,36 +238,14 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _zoo(options: argparse.Namespace) -> None:
-    rows: list[dict[str, Any]] = []
-    for name in cg.zoo.names():
-        cell, info = cg.zoo.get(name), cg.zoo.info(name)
-        rows.append(
-            {
-                "name": name,
-                "title": info.title,
-                "reference": info.reference,
-                "tags": list(info.tags),
-                "aliases": list(info.aliases),
-                "states": [s.name for s in cell.states],
-                "parameters_64": cg.count_parameters(cell, 64, 64),
-                "flops_64": cg.flops_per_step(cell, 64, 64),
-                "key": cell.key(),
-            }
-        )
+    from reports import structure
+
+    rows = structure.zoo(options.tag, near=options.json)
     if options.json:
         _print_json(rows)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "states", "parameters", "title", box=None, pad_edge=False)
-    table.columns[2].justify = "right"
-    for row in rows:
-        table.add_row(
-            row["name"], " ".join(row["states"]), f"{row['parameters_64']:,}", row["title"]
-        )
-    Console().print(table, highlight=False)
-    print(f"{len(rows)} cells, parameters at H = X = 64; more of one: cellsearch inspect NAME")
+    else:
+        terminal = sys.stdout.isatty()
+        print(structure.zoo_text(rows, shutil.get_terminal_size().columns if terminal else None))
 
 
 def _mutate(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ lines for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,16 @@ class Info:
     aliases: tuple[str, ...]
     notes: str
     constants: Mapping[str, float]
+
+    @property
+    def year(self) -> int | None:
+        """The first year that the reference names, or else that of its arXiv number; None where it
+        has neither."""
+        plain = re.search(r"(?<![\d./])(?:19|20)\d\d(?![\d./]*\d)", self.reference)
+        if plain:
+            return int(plain[0])
+        preprint = re.search(r"arXiv (\d\d)(?:0[1-9]|1[0-2])\.\d", self.reference)
+        return 2000 + int(preprint[1]) if preprint else None
 
 
 @cache
@@ -101,6 +112,19 @@ def get(name: str, constants: Mapping[str, float] | None = None) -> CellGraph:
 def info(name: str) -> Info:
     """Title, reference, tags, aliases, notes and constants of a named cell. Raises `CellError`."""
     return _catalogue()[_resolve(name)][1]
+
+
+def tags() -> list[str]:
+    """The tags of all cells, sorted."""
+    return sorted({tag for _, info in _catalogue().values() for tag in info.tags})
+
+
+def tagged(tag: str) -> list[str]:
+    """The names of the cells with a tag, sorted. Raises `CellError`."""
+    known = tags()
+    if tag not in known:
+        raise CellError(f"no tag {tag!r}{closest(tag, known)}, expected one of {', '.join(known)}")
+    return [name for name, (_, info) in _catalogue().items() if tag in info.tags]
 
 
 def _resolve(name: str) -> str:
