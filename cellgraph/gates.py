@@ -70,12 +70,13 @@ class Reading:
 
     `core[t]`: the one term that t is an affine form of, with coefficients that depend on nothing;
     None for a coefficient, `_SEVERAL` where there are more. `following`: the terms of next values,
-    and whose they are. `gates`: the terms that are gates, with their names, in the order of lines.
+    and the state that each belongs to, the first of several. `gates`: the terms that are gates, with their names, in the order of lines.
     """
 
     def __init__(self, cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> None:
         self.cell, self.form, self.image = cell, form, image
-        self.following = {image[s.next][1]: s.name for s in reversed(cell.states)}
+        self.next = {s.name: image[s.next][1] for s in cell.states}
+        self.following = {t: name for name, t in reversed(self.next.items())}
         self.lines = {node: name for name, node in named(cell)}
         self.written: dict[Value, Node] = {}  # the node of a value, one with a line if possible
         for node in [*self.lines, *cell.nodes]:
@@ -246,8 +247,7 @@ class Reading:
 
     def _is_gate(self, state: str) -> bool:
         """Is the next value of a state a gate, or an affine form of one?"""
-        (after,) = (t for t, name in self.following.items() if name == state)
-        return self.core[after] in self.gates
+        return self.core[self.next[state]] in self.gates
 
 
 def below(args: Sequence[Sequence[int]], roots: Iterable[int]) -> list[int]:

@@ -32,6 +32,8 @@ RunName = Annotated[
         lambda v: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", v) is not None,
     ),
 ]
+#: Before a tag of the zoo, among the seeds.
+TAG = "tag:"
 DISTINCT = Rule("a list of different values, at least one", lambda v: 0 < len(v) == len(set(v)))
 
 
@@ -116,7 +118,9 @@ class SearchConfig:
     # May a cell that is known be tried again on other settings? The paper does so; else a duplicate
     # takes the results in the archive, and so does a cell whose values equal those of another.
     retry: bool = True
-    # The cells that the pool starts with: zoo names or paths of .cell files.
+    # The cells that the pool starts with: zoo names, paths of .cell files, or `tag:TAG`, all cells
+    # of the zoo with a tag (without those that are seeds already, or have states of other widths);
+    # the configuration that a run keeps has their names.
     seeds: Annotated[tuple[Text, ...], DISTINCT] = ("lstm", "gru")
     # The seed whose best result is 1.0 on the scale of scores.
     baseline: Text = "gru"
@@ -140,7 +144,8 @@ class SearchConfig:
     mutation: MutationConfig = field(default_factory=MutationConfig)
 
     def __post_init__(self) -> None:
-        if self.baseline not in self.seeds:
+        tags = any(seed.startswith(TAG) for seed in self.seeds)  # what they mean the driver finds
+        if self.baseline not in self.seeds and not tags:
             raise FieldError("baseline", f"{self.baseline!r} is not in seeds {list(self.seeds)}")
 
     @property

@@ -8,15 +8,16 @@ cell enters which stage with which settings is the algorithm's business.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cellgraph as cg
-from cellgraph import CellGraph
+from cellgraph import CellError, CellGraph
 from evaluators import Budget, Grid, Rung, Settings, tasks
 from evaluators.task import Task
-from search.config import Config, FilterConfig, GridConfig, RungConfig, StageConfig
+from search.config import TAG, Config, FilterConfig, GridConfig, RungConfig, StageConfig
 from search.errors import SearchError
+from search.typed import FieldError
 
 #: Planned seconds of one elementwise or matrix call, forward and backward together, and of one
 #: floating-point operation. Only ratios between units matter, and only for how busy the workers
@@ -155,8 +156,40 @@ def _grid(values: GridConfig, params: tuple[int, ...]) -> Grid:
     )
 
 
+def resolved(config: Config) -> Config:
+    """The configuration with the names of cells in the place of `tag:TAG`. A cell of a tag whose
+    key another seed has is left out, and one that a search cannot start from: states of several
+    widths. Raises CellError, SearchError."""
+    given = config.search.seeds
+    if not any(seed.startswith(TAG) for seed in given):
+        return config
+    taken = {cg.load(seed).key() for seed in given if not seed.startswith(TAG)}
+    names: list[str] = []
+    for seed in given:
+        if not seed.startswith(TAG):
+            names.append(seed)
+            continue
+        for name in _tagged(seed):
+            cell = cg.zoo.get(name)
+            if cell.key() not in taken and len(cell.widths) == 1:
+                taken.add(cell.key())
+                names.append(name)
+    try:
+        return replace(config, search=replace(config.search, seeds=tuple(names)))
+    except FieldError as error:
+        raise SearchError(f"search.{error}") from None
+
+
+def _tagged(seed: str) -> list[str]:
+    try:
+        return cg.zoo.tagged(seed.removeprefix(TAG))
+    except CellError as error:
+        raise SearchError(f"search.seeds: {error}") from None
+
+
 def seeds(config: Config) -> list[CellGraph]:
-    """The cells the pool starts with, the baseline among them. Raises CellError, SearchError."""
+    """The cells the pool starts with, the baseline among them; of a resolved configuration. Raises
+    CellError, SearchError."""
     cells = [cg.load(name) for name in config.search.seeds]
     keys = [cell.key() for cell in cells]
     for name, key in zip(config.search.seeds, keys, strict=True):

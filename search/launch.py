@@ -42,7 +42,7 @@ PACKAGES = ("cellsearch", "torch", "ray", "numpy", "networkx", "music21")
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration with everything it names loaded and checked."""
+    """A configuration with everything it names loaded and checked, tags as the names of cells."""
 
     config: Config
     stages: list[Stage]
@@ -70,7 +70,11 @@ def plan(config: Config, seeds: Sequence[str] | None = None) -> Plan:
 
     Raises SearchError, DataError, CellError.
     """
-    cells = funnel.seeds(config) if seeds is None else [cg.parse(text) for text in seeds]
+    if seeds is None:
+        config = funnel.resolved(config)
+        cells = funnel.seeds(config)
+    else:
+        cells = [cg.parse(text) for text in seeds]
     for cell in cells:
         if len(cell.widths) > 1:
             raise SearchError(
@@ -101,14 +105,14 @@ def launch(
         executor = stack.enter_context(closing(_executor(ready, address)))
         environment = ready.environment()
         meta = {
-            "config": json.dumps(config.to_dict(), sort_keys=True),
+            "config": json.dumps(ready.config.to_dict(), sort_keys=True),
             "environment": json.dumps(environment),
             "seeds": json.dumps([str(cell) for cell in ready.seeds]),
             "stages": json.dumps([_about(stage) for stage in ready.stages]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         journal = stack.enter_context(Journal.create(directory, meta))
-        _write_config(directory, config, environment)
+        _write_config(directory, ready.config, environment)
         _carry(ready, journal, executor, watch, "launched", address)
 
 

@@ -250,6 +250,36 @@ def test_other_names(alias: str, name: str) -> None:
     assert zoo.info(alias).name == name
 
 
+def test_tags() -> None:
+    assert zoo.tags() == sorted({tag for name in zoo.names() for tag in zoo.info(name).tags})
+    assert {"gated", "torch"} <= set(zoo.tags())
+    assert zoo.tagged("gated") == [n for n in zoo.names() if "gated" in zoo.info(n).tags]
+    with pytest.raises(
+        CellError, match=r"no tag 'gatd' \(did you mean gated\?\), expected one"
+    ):
+        zoo.tagged("gatd")
+
+
+@pytest.mark.parametrize(
+    ("reference", "year"),
+    [
+        ("Elman 1990, Finding Structure in Time, doi 10.1207/s15516709cog1402_1", 1990),
+        ("Hochreiter, Schmidhuber 1997, doi 10.1162/neco.1997.9.8.1735; Gers et al. 2000", 1997),
+        ("Greff et al., LSTM: A Search Space Odyssey, arXiv 1503.04069", 2015),
+        ("Feng et al., arXiv 2410.01201v2", 2024),
+        ("doi 10.1162/089976600300015015", None),
+        ("doi 10.1162/neco.1997.9.8.1735", None),
+        ("", None),
+    ],
+)
+def test_year_of_a_reference(reference: str, year: int | None) -> None:
+    assert zoo.Info("a", "A.", reference, (), (), "").year == year
+
+
+def test_every_named_cell_has_a_year() -> None:
+    assert all(1980 <= (zoo.info(name).year or 0) <= 2040 for name in zoo.names())
+
+
 def test_unknown_name() -> None:
     with pytest.raises(
         CellError,

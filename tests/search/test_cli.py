@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -219,6 +220,94 @@ def test_named_cells(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(answer(capsys, "inspect", "mut1", "--json"))["name"] == "mut1"
 
 
+def test_the_zoo_with_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    head, *lines, end = answer(capsys, "zoo").splitlines()
+    assert head.split()[:4] == ["name", "year", "states", "matrices"]
+    assert [line.split()[0] for line in lines] == cg.zoo.names()
+    (gru,) = (line for line in lines if line.startswith("gru "))
+    assert gru.split() == [
+        *("gru", "2014", "h", "6", "24,768", "50,048", "nonlinear,", "matrix"),
+        *cg.zoo.info("gru").title.split(),
+    ]
+    assert end.startswith(f"{len(lines)} cells")
+    rows = {row["name"]: row for row in json.loads(answer(capsys, "zoo", "--json"))}
+    facts = rows["cifg"]["structure"]
+    assert facts["recurrent_matrices"] == facts["input_matrices"] == 3
+    assert [gate["name"] for gate in facts["gates"]] == ["i", "o"]
+    assert facts["couplings"][0]["equation"] == "i * g + f * c"
+    assert facts["closest"]["distance"] > 0
+    assert "lstm" in rows["np"]["structure"]["same_function"]
+
+
+def test_cells_with_a_tag(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [line.split()[0] for line in answer(capsys, "zoo", "--tag", "torch").splitlines()]
+    assert names[1:-1] == cg.zoo.tagged("torch")
+    assert "no tag 'torhc' (did you mean torch?)" in complaint(capsys, "zoo", "--tag", "torhc")
+
+
+def test_inspect_tells_the_structure_of_a_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = answer(capsys, "inspect", "gru").partition("Structure\n")[2].splitlines()
+    assert page[0] == "recurrence: nonlinear, matrix"
+    assert "gate r sees x, h" in page
+    assert "coupled: z in h' = z * h + (1 - z) * g" in page
+    assert re.fullmatch(r"closest named cell: \w+(, \w+)* \(\d+ edits?\)", page[-1])
+    peephole = answer(capsys, "inspect", "lstm_peephole")
+    assert "gate o sees x, h, c' (vector)\n" in peephole
+    mine = tmp_path / "mine.cell"
+    mine.write_text(
+        "cell mine(x, h, c)\n    f = sigmoid(W @ x)\n    c' = f * c + (1 - f) * (V @ x)\n"
+        "    h' = tanh(c')\n"
+    )
+    page = answer(capsys, "inspect", str(mine)).partition("Structure\n")[2].splitlines()
+    assert page[0] == "recurrence: linear, elementwise (a parallel scan can replace the loop)"
+    assert page[1] == "in this order: c linear, elementwise; h without recurrence"
+    document = json.loads(answer(capsys, "inspect", "np", "--json"))["structure"]
+    assert document["closest"]["distance"] == 0
+    assert "lstm" in document["closest"]["names"]
+    assert "lstm" in document["same_function"]
+
+
+def test_a_run_keeps_the_names_behind_a_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed and replayed on the cells that it began with, whatever the tag means by then."""
+    from search import work
+
+    evaluate, left = work.Evaluator.__call__, [3]
+
+    def interrupted(self: work.Evaluator, payload: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return evaluate(self, payload)
+
+    monkeypatch.setattr(work.Evaluator, "__call__", interrupted)
+    names = ["gru", "gru_reset_after", "lstm", "tanh_rnn"]
+    monkeypatch.setattr(cg.zoo, "tagged", lambda tag: names[1:])
+    run = tmp_path / "run"
+    few = ["--set", "search.candidates=2", "--set", "search.seed_settings=1"]
+    seeds = ["--set", "search.seeds=[gru, 'tag:torch']"]
+    words = ["launch", TINY, "--run", str(run), "--workers", "0", *few, *seeds]
+    assert cli.main(words) == 130
+    capsys.readouterr()
+    monkeypatch.undo()
+
+    assert f"seeds:\n  - {names[0]}\n  - {names[1]}" in (run / "config.yaml").read_text()
+    assert "tag:" not in (run / "config.yaml").read_text()
+    monkeypatch.setattr(cg.zoo, "tagged", lambda tag: ["gru", "mut1"])
+    assert "report:" in answer(capsys, "resume", str(run), "--workers", "0")
+    assert "complete" in answer(capsys, "replay", str(run))
+    found = collect.read(run)
+    assert [found.first[key].name for key in found.seeds] == names
+    again = tmp_path / "again"
+    words = ["launch", str(run / "config.yaml"), "--run", str(again), "--workers", "0"]
+    assert "report:" in answer(capsys, *words)
+    texts = [collect.leaderboard_text(collect.read(r)) for r in (run, again)]
+    assert texts[0] == texts[1]
+
+
 def test_mutants_depend_on_the_seed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     first = answer(capsys, "mutate", "gru", "--seed", "1", "--count", "3")
     assert first == answer(capsys, "mutate", "gru", "--seed", "1", "--count", "3")
@@ -284,6 +373,10 @@ BAD = {
     "unknown seed": (
         _config(f"search: {{seeds: [gru, lstmm]}}\ntasks: [{STAGE}task: xml}}]"),
         "did you mean lstm",
+    ),
+    "unknown tag": (
+        _config(f"search: {{seeds: [gru, 'tag:gatd']}}\ntasks: [{STAGE}task: xml}}]"),
+        "search.seeds: no tag 'gatd' (did you mean gated?), expected one of ",
     ),
     "the same seed twice": (
         _config(f"search: {{seeds: [gru, lstm, np]}}\ntasks: [{STAGE}task: xml}}]"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+import cellgraph as cg
 from search import config as configuration
+from search import funnel
 from search.config import Config, GridConfig, SearchConfig, StageConfig, find, load
 from search.errors import SearchError
 
@@ -349,3 +351,92 @@ def test_bundled_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find("checkout") == checkout
     Path("checkout.yaml").write_text(text)  # but a file is
     assert find("checkout.yaml") == Path("checkout.yaml")
+
+
+# -- seeds by tag ----------------------------------------------------------------------------------
+
+
+def seeded(*seeds: str, baseline: str = "gru") -> Config:
+    """A configuration whose tags the driver has replaced by names."""
+    return funnel.resolved(
+        Config.from_dict(minimal(search={"seeds": list(seeds), "baseline": baseline}))
+    )
+
+
+def test_a_tag_stands_for_all_its_cells():
+    names = seeded("tag:gated").search.seeds
+    gated = [name for name in cg.zoo.tagged("gated") if len(cg.load(name).widths) == 1]
+    assert set(names) < set(gated), "np is the same cell as lstm"
+    assert list(names) == [name for name in gated if name in names]  # in the order of the zoo
+    keys = [cg.load(name).key() for name in names]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {cg.load(name).key() for name in gated}
+    assert [cell.name for cell in funnel.seeds(seeded("tag:gated"))] == list(names)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch):
+    """Two tags that stay as they are when the zoo grows."""
+    tags = {
+        "torch": ["gru_reset_after", "lstm", "tanh_rnn"],
+        "classic": ["gru", "gru_reset_after", "tanh_rnn"],
+    }
+    monkeypatch.setattr(cg.zoo, "tagged", tags.__getitem__)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_tag_among_names():
+    """What is named stays where it stands; a tag leaves out what is a seed already."""
+    names = seeded("gru", "tag:torch", "np").search.seeds
+    assert names == ("gru", "gru_reset_after", "tanh_rnn", "np")  # lstm is np
+    names = seeded("tag:classic", "tag:torch").search.seeds
+    assert names == ("gru", "gru_reset_after", "tanh_rnn", "lstm")
+    assert seeded("lstm", "gru").search.seeds == ("lstm", "gru")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_cell_of_a_file_is_known_by_its_key(tmp_path: Path):
+    mine = tmp_path / "mine.cell"
+    mine.write_text(str(cg.load("tanh_rnn")).replace("cell tanh_rnn(", "cell mine("))
+    names = seeded(str(mine), "tag:torch", baseline="lstm").search.seeds
+    assert names == (str(mine), "gru_reset_after", "lstm")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_tag_leaves_out_what_a_search_cannot_start_from(monkeypatch: pytest.MonkeyPatch):
+    projected = cg.parse("cell lstm(x, r: P, c)\n    c' = W @ x + U @ r\n    r' = V @ c'\n")
+    get = cg.zoo.get
+    monkeypatch.setattr(cg.zoo, "get", lambda name: projected if name == "lstm" else get(name))
+    assert seeded("gru", "tag:torch").search.seeds == ("gru", "gru_reset_after", "tanh_rnn")
+
+
+def test_a_resolved_configuration_means_the_same_when_the_zoo_has_grown():
+    config = seeded("tag:torch", baseline="lstm")
+    stored = Config.from_dict(config.to_dict())
+    assert stored == config
+    assert funnel.resolved(stored) == stored
+    assert "tag:" not in str(stored.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (
+            ("gru", "tag:gatd"),
+            "search.seeds: no tag 'gatd' (did you mean gated?), expected one of ",
+        ),
+        (("tag:",), "search.seeds: no tag '', expected one of "),
+        (("tag:greff",), "search.baseline: 'gru' is not in seeds ['cifg', 'fgr', "),
+    ],
+)
+def test_wrong_tags(seeds: tuple[str, ...], message: str):
+    with pytest.raises(SearchError) as caught:
+        seeded(*seeds)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("few")
+def test_named_twice_is_an_error_beside_a_tag_too():
+    with pytest.raises(SearchError, match="np is the same cell as another seed"):
+        funnel.seeds(seeded("gru", "lstm", "np", "tag:torch"))
