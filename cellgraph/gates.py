@@ -69,8 +69,9 @@ class Reading:
     """The normal form of a cell with its gates, and the way back from values to text.
 
     `core[t]`: the one term that t is an affine form of, with coefficients that depend on nothing;
-    None for a coefficient, `_SEVERAL` where there are more. `following`: the terms of next values,
-    and the state that each belongs to, the first of several. `gates`: the terms that are gates, with their names, in the order of lines.
+    None for a coefficient, `_SEVERAL` where there are more. `next`: the term of every state's next
+    value; `following`: whose next value a term is, the first state's if it is that of several.
+    `gates`: the terms that are gates, with their names, in the order of lines.
     """
 
     def __init__(self, cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> None:

@@ -254,9 +254,7 @@ def test_tags() -> None:
     assert zoo.tags() == sorted({tag for name in zoo.names() for tag in zoo.info(name).tags})
     assert {"gated", "torch"} <= set(zoo.tags())
     assert zoo.tagged("gated") == [n for n in zoo.names() if "gated" in zoo.info(n).tags]
-    with pytest.raises(
-        CellError, match=r"no tag 'gatd' \(did you mean gated\?\), expected one"
-    ):
+    with pytest.raises(CellError, match=r"no tag 'gatd' \(did you mean gated\?\), expected one"):
         zoo.tagged("gatd")
 
 
