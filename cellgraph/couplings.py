@@ -75,7 +75,12 @@ def _expanded(reading: Reading, t: int, opened: set[int]) -> _Polynomial:
             if exponent == 1 and form.op[a] == SUM and _opens(reading, a) and len(opened) < _MOST:
                 opened.add(a)
                 inner = _expanded(reading, a, opened)
-            made = {_times(m, n): c * d for m, c in made.items() for n, d in inner.items()}
+            product: _Polynomial = {}
+            for m, c in made.items():
+                for n, d in inner.items():
+                    monomial = _times(m, n)
+                    product[monomial] = product.get(monomial, 0.0) + c * d
+            made = {monomial: c for monomial, c in product.items() if c}
             if len(made) > _MOST:
                 made = {tuple(sorted(zip(form.args[t], form.weights[t], strict=True))): 1.0}
                 break
@@ -100,8 +105,10 @@ def _times(a: _Monomial, b: _Monomial) -> _Monomial:
 
 
 def _without(monomial: _Monomial, factors: _Monomial) -> _Monomial | None:
-    """The rest of a monomial; None if it has not all the factors."""
+    """The rest of a monomial; None if it has not all the factors, or `a / a` in it."""
     powers = dict(monomial)
+    if len(powers) < len(monomial):
+        return None
     for t, exponent in factors:
         rest = powers.get(t, 0.0) - exponent
         if (powers.pop(t, 0.0) > 0) != (exponent > 0) or rest * exponent < 0:
@@ -126,6 +133,8 @@ def _value(reading: Reading, polynomial: _Polynomial) -> Value:
 def _blends(reading: Reading, t: int, polynomial: _Polynomial) -> Iterator[Coupling]:
     """`z * a + (1 - z) * b` for every gate that the polynomial has to the first power."""
     for gate in reading.gates:
+        if any(t == gate and exponent != 1 for m in polynomial for t, exponent in m):
+            continue
         inside, outside = _Polynomial(), _Polynomial()
         for monomial, c in polynomial.items():
             rest = _without(monomial, ((gate, 1.0),))
@@ -133,8 +142,6 @@ def _blends(reading: Reading, t: int, polynomial: _Polynomial) -> Iterator[Coupl
                 outside[monomial] = c
             else:
                 inside[rest] = c
-        if any(gate in dict(monomial) for monomial in (*inside, *outside)):
-            continue
         # By what stands before the gate (`dt` in `dt * z`): the monomials that it shares out.
         shared: dict[tuple[_Monomial, float], dict[_Monomial, _Monomial]] = {}
         for a, c in inside.items():
@@ -144,13 +151,14 @@ def _blends(reading: Reading, t: int, polynomial: _Polynomial) -> Iterator[Coupl
                     shared.setdefault((scale, -c / d), {})[a] = b
         for (scale, size), pairs in shared.items():
             kept = {a: c for a, c in inside.items() if a not in pairs}
-            parts = {_without(a, scale): c / size for a, c in kept.items()}
-            if not kept or None in parts:
+            rests = ((_without(a, scale), c / size) for a, c in kept.items())
+            parts = {rest: c for rest, c in rests if rest is not None}
+            if not parts or len(parts) < len(kept):
                 continue
             share = _value(reading, {_times(scale, ((gate, 1.0),)): size})
             other = reading.form.sum([(1.0, ONE), (-share[0], share[1])])
             taken = {b: outside[b] for b in pairs.values()}
-            whole = [(share, _value(reading, parts)), (other, _value(reading, taken))]  # type: ignore[arg-type]
+            whole = [(share, _value(reading, parts)), (other, _value(reading, taken))]
             if other in reading.written and share not in reading.written:
                 whole.reverse()
             yield _coupling(reading, t, whole, [gate])

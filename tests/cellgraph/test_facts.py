@@ -428,6 +428,19 @@ def test_facts_do_not_depend_on_how_a_cell_is_written(update: str) -> None:
     )
 
 
+def test_what_cancels_when_products_are_multiplied_out() -> None:
+    """(z + a) * (h - a) + a * a - z * h = -a * z + a * h: h is not shared out by z."""
+    text = """cell c(x, h)
+    z  = sigmoid(W @ x)
+    h' = (z + a) * (h - a) + a * a - z * h
+"""
+    assert facts(cg.parse(text)).couplings == ()
+    text = text.replace("- z * h", "- z * h + (1 - z) * h + z * b")
+    (coupling,) = facts(cg.parse(text)).couplings
+    assert coupling.shares == ("z", "1 - z")
+    assert coupling.parts[1] in ("h", "h + a * h", "a * h + h")
+
+
 def test_a_made_up_name_is_free() -> None:
     text = "cell c(x, h)\n    gate1 = W @ x\n    h' = sigmoid(V @ x) * h + gate2 * gate1\n"
     (gate,) = facts(cg.parse(text)).gates
