@@ -1,7 +1,7 @@
 """Recurrent cells as small graphs: read and write them as equations, vary them, compile them into
 PyTorch layers.
 
-    cell = cellgraph.load("gru")                      # or a .cell file, or RUN:KEY
+    cell = cellgraph.load("gru")                      # or a .cell or .json file, or RUN:KEY
     layer = cellgraph.compile(cell, input_size=32, hidden_size=64)
     y, state = layer(x)                               # shapes and state of torch.nn.LSTM
 
@@ -21,8 +21,11 @@ from cellgraph.graph import CellGraph, Init, Node, Param, State
 from cellgraph.interchange import from_networkx, to_networkx
 from cellgraph.loading import constants, load
 from cellgraph.mutate import crossover, mutate, viable
+from cellgraph.nasbench import from_recipe
 from cellgraph.neighbours import closest, edit_distance, same_function_as
 from cellgraph.notation import parse
+from cellgraph.recipes import recipe
+from cellgraph.sampling import sample_recipe
 from cellgraph.simplify import simplify
 from cellgraph.sizes import count_parameters, flops_per_step, hidden_size_for
 from cellgraph.widths import build
@@ -68,12 +71,15 @@ __all__ = [
     "fingerprint",
     "flops_per_step",
     "from_networkx",
+    "from_recipe",
     "hidden_size_for",
     "load",
     "mutate",
     "parse",
+    "recipe",
     "same_function",
     "same_function_as",
+    "sample_recipe",
     "simplify",
     "to_networkx",
     "viable",

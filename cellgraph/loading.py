@@ -1,8 +1,10 @@
-"""Where cells come from: a zoo name, a notation file, or RUN:KEY for a cell that a search found."""
+"""Where cells come from: a zoo name, a file (notation, or a recipe in JSON), or RUN:KEY for a cell
+that a search found."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -10,18 +12,21 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cellgraph import zoo
+from cellgraph import nasbench, zoo
 from cellgraph.errors import CellError
-from cellgraph.graph import CellGraph
+from cellgraph.graph import LONGEST_NAME, CellGraph, is_name
 from cellgraph.notation import MAX_TEXT, read
 
 JOURNAL = "journal.sqlite"
 
 
 def load(name: str | Path, constants: Mapping[str, float] | None = None) -> CellGraph:
-    """The cell behind a zoo name (`gru`), a path to a `.cell` file, or `RUN:KEY` with a run
-    directory and the first digits of a key. `constants` overrides numbers that its text declares:
-    `load("janet", constants={"beta": 2.0})`; see `constants`. Raises `CellError`."""
+    """The cell behind a zoo name (`gru`), a path to a `.cell` file or to a recipe of NAS-Bench-NLP
+    (`.json`), or `RUN:KEY` with a run directory and the first digits of a key. Raises `CellError`.
+
+    `constants` overrides numbers that its text declares: `load("janet", constants={"beta": 2.0})`;
+    see `constants`. The cell of a recipe is called like its file.
+    """
     return _read(str(name), constants)[0]
 
 
@@ -42,7 +47,7 @@ def _read(
     path = Path(name)
     # os.path.isfile takes any text; Path.is_file raises OSError where a name is too long.
     is_file = os.path.isfile(name) and name not in zoo.names()
-    if is_file or (path.suffix == ".cell" and "\0" not in name):
+    if is_file or (path.suffix in (".cell", ".json") and "\0" not in name):
         return _from_file(path, constants)
     run, colon, key = name.rpartition(":")
     if colon and run:
@@ -53,24 +58,33 @@ def _read(
 def _from_file(
     path: Path, constants: Mapping[str, float] | None
 ) -> tuple[CellGraph, dict[str, float]]:
+    json = path.suffix == ".json"
+    expected = "a recipe in a .json file" if json else "a .cell file"
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise CellError(f"{path} is no ordinary file, expected a .cell file")
+            raise CellError(f"{path} is no ordinary file, expected {expected}")
         if path.stat().st_size > 4 * MAX_TEXT:
             raise CellError(
                 f"{path} is too large for a cell, expected at most {MAX_TEXT} characters"
             )
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeError:  # also of a path that no file system can have
-        raise CellError(f"{str(path)!r} is not text, expected notation in UTF-8") from None
+        what = "a recipe" if json else "notation"
+        raise CellError(f"{str(path)!r} is not text, expected {what} in UTF-8") from None
     except OSError as error:
-        raise CellError(
-            f"{path} cannot be read ({error.strerror}), expected a .cell file"
-        ) from None
+        raise CellError(f"{path} cannot be read ({error.strerror}), expected {expected}") from None
     try:
+        if json:
+            text = str(nasbench.loads(text, _name(path)))
         return read(text, constants)
     except CellError as error:
         raise CellError(f"{path}: {error}") from None
+
+
+def _name(path: Path) -> str:
+    """A cell's name for a file of any name."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", path.stem)[:LONGEST_NAME]
+    return next(n for n in (name, f"recipe_{name}"[:LONGEST_NAME]) if is_name(n))
 
 
 def _from_run(run: Path, key: str) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 from search.bench import request
 from search.versions import installed
 
-_CELL = "RUN:KEY, a zoo name or a .cell file"
+_CELL = "RUN:KEY, a zoo name, a .cell file or a .json recipe"
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,7 +107,9 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made = command("export", "write a cell as a file for other programs")
     made.add_argument("target", help=_CELL)
     made.add_argument(
-        "--format", required=True, help="torch (a .py file that needs only torch) or cell"
+        "--format",
+        required=True,
+        help="torch (a .py file that needs only torch), cell or nasbench (a recipe, if it is one)",
     )
     made.add_argument("--out", required=True, help="the file to write")
     made.add_argument("--force", action="store_true", help="replace an existing file")

@@ -17,6 +17,7 @@ from cellgraph.exporters import torch_source
 from cellgraph.graph import CellGraph
 from cellgraph.loading import load
 from cellgraph.notation import parse
+from cellgraph.recipes import recipe, to_json
 
 if TYPE_CHECKING:
     from cellgraph.layer import CellLayer
@@ -39,6 +40,7 @@ class Design:
 FORMATS: dict[str, Callable[[Design], str]] = {
     "cell": lambda design: str(design.cell),
     "torch": lambda design: torch_source.render(design.cell, design.sizes, design.widths),
+    "nasbench": lambda design: to_json(recipe(design.cell)),
 }
 
 
@@ -54,7 +56,9 @@ def export(
     `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
     the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
     its sizes become the defaults of that constructor; its weights are not in the file, and go over
-    by `exported.load_state_dict(layer.state_dict())`. Text and paths are read by `cellgraph.load`.
+    by `exported.load_state_dict(layer.state_dict())`. `"nasbench"` is a recipe of NAS-Bench-NLP in
+    JSON, of a cell that is one (see `cellgraph.recipe`). Text and paths are read by
+    `cellgraph.load`.
 
     The file appears complete or not at all. Raises `CellError` for an unknown format, a file that
     is there already (unless `overwrite`), and a path that cannot be written.
