@@ -53,8 +53,8 @@ def recipe(cell: CellGraph) -> Recipe:
 
     The state that is emitted becomes `h_new_0`. A bias belongs to the linear whose products it is
     added to; where several meet in one sum, each closes the linear of the products before it. A
-    blend may be written as `a * b + (1 - a) * c`, `c + a * (b - c)`, `a * b + c - a * c` or anything
-    else that multiplies out to these. Values keep the names that they have in the cell.
+    blend may be written as `a * b + (1 - a) * c`, `c + a * (b - c)`, `a * b + c - a * c` or
+    anything else that multiplies out to these. Values keep the names that they have in the cell.
 
     Raises `CellError` with the reason where a recipe cannot say what the cell does: products
     without a bias, parameters that are used twice or outside a linear, starts of parameters, other
@@ -105,12 +105,18 @@ class _Writer:
                         self.made[node] = refusal.with_traceback(None)
             roots = [self._root(state) for state in states]
             made = self._named(roots, self._needed(roots))
+            read = {name for node in made.values() for name in node["input"]}
+            for i, state in enumerate(states):
+                if f"h_prev_{i}" not in read:
+                    raise _Refusal(f"state {state.name} is never read, expected states that are")
             if from_recipe(made, self.cell.name).raw_x != self.cell.raw_x:
                 raise _Refusal("x stands outside a linear to no effect, expected a simplified cell")
             return made
         except _Refusal as refusal:
             reason = refusal.reason.format(self._text(refusal.nodes))
-            raise CellError(f"cell {self.cell.name} is no recipe of NAS-Bench-NLP: {reason}") from None
+            raise CellError(
+                f"cell {self.cell.name} is no recipe of NAS-Bench-NLP: {reason}"
+            ) from None
 
     def _text(self, nodes: Sequence[Node]) -> str:
         """A product of nodes, by the names that the cell has for them."""
@@ -137,15 +143,14 @@ class _Writer:
         emitted = next((s for s in cell.states if self._rep(s.next) is output), None)
         if emitted is None:
             raise _Refusal("its output {} is no next value of a state, expected one", output)
-        for state in cell.states:
-            if Node(STATE, (), state.name) not in self.place:
-                raise _Refusal(f"state {state.name} is never read, expected states that are")
         return sorted(cell.states, key=lambda state: state is not emitted)
 
     def _root(self, state: State) -> int:
         root = self._id(state.next)
         if isinstance(root, str):
-            raise _Refusal(f"the next value of {state.name} is {{}}, expected an op of a recipe", state.next)
+            raise _Refusal(
+                f"the next value of {state.name} is {{}}, expected an op of a recipe", state.next
+            )
         return root
 
     def _needed(self, roots: Sequence[int]) -> list[int]:
@@ -160,7 +165,8 @@ class _Writer:
         for param in self.cell.params:
             if owned[param.name] > 1:
                 raise _Refusal(
-                    f"parameter {param.name} is used twice, expected each in one place of one linear"
+                    f"parameter {param.name} is used twice, "
+                    "expected each in one place of one linear"
                 )
         return sorted(needed)
 
@@ -171,7 +177,8 @@ class _Writer:
             if isinstance(found, int) and not name.endswith("'") and not PORT.fullmatch(name):
                 label.setdefault(found, name)
         taken = frozenset(label.values())
-        fresh = (name for i in range(len(label) + len(needed)) if (name := f"node_{i}") not in taken)
+        numbered = (f"node_{i}" for i in range(len(label) + len(needed)))
+        fresh = (name for name in numbered if name not in taken)
         ends: dict[int, list[str]] = {}
         for i, root in enumerate(roots):
             ends.setdefault(root, []).append(f"h_new_{i}")
@@ -251,14 +258,13 @@ class _Writer:
     # -- sums
 
     def _sum(self, node: Node) -> _Id:
-        first: _Refusal | None = None
+        refusals: list[_Refusal] = []
         for keep in (_NODES, _SHARED, _NONE):
             try:
                 return self._put_together(self._terms(node, keep), keep)
             except _Refusal as refusal:
-                first = first or refusal.with_traceback(None)
-        assert first is not None
-        raise first
+                refusals.append(refusal.with_traceback(None))
+        raise refusals[0]
 
     def _terms(self, root: Node, keep: int) -> list[_Term]:
         """The terms of a sum, each once, in the order of the text."""

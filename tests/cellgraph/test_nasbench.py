@@ -424,7 +424,7 @@ OPS = (
     "activation_leaky_relu"
 )
 MALFORMED: dict[str, tuple[Any, str]] = {
-    "a list": ([RNN], "a list of 1, expected one recipe: a mapping from names of nodes to op and i"),
+    "a list": ([RNN], "a list of 1, expected one recipe: a mapping from names of nodes to op"),
     "a number": (3, "a int, expected one recipe"),
     "empty": ({}, "there is no node h_new_0, expected h_new_0, h_new_1, …"),
     "no h_new": ({"f": F}, "there is no node h_new_0, expected"),
@@ -436,7 +436,10 @@ MALFORMED: dict[str, tuple[Any, str]] = {
         {"f": F, "h_new_0": H_NEW, f"h_new_{'9' * 90}": H_NEW},
         "there is no node h_new_1, but h_new_1000000000",
     ),
-    "a leading zero": ({"f": F, "h_new_00": H_NEW}, "'h_new_00' has a number with zeros before it, expected h_new_i"),
+    "a leading zero": (
+        {"f": F, "h_new_00": H_NEW},
+        "'h_new_00' has a number with zeros before it, expected h_new_i",
+    ),
     "an unknown op": (
         {"f": F, "h_new_0": node("activation_tan", "f")},
         "node h_new_0 has the op 'activation_tan' (did you mean activation_tanh?), "
@@ -490,7 +493,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "a cycle": (
         {"a": node("linear", "b", "x"), "b": node("linear", "a", "h_prev_0"), "h_new_0": H_NEW,
          "f": node("linear", "b")},
-        "the recipe has a cycle, a needs b needs a, expected recurrence to go through h_prev_i only",
+        "the recipe has a cycle, a needs b needs a, expected recurrence to go through h_prev",
     ),
     "a loop": (
         {"h_new_0": node("linear", "x", "h_prev_0", "h_new_0")},
@@ -634,7 +637,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (path.mkdir, "cannot be read (Is a directory), expected a recipe in a .json file"),
         (path.rmdir, "cannot be read (No such file or directory)"),
         (lambda: path.write_bytes(b"\xff\xfe{"), "is not text, expected a recipe in UTF-8"),
-        (lambda: path.write_text(" " * 900_000), "is too large for a cell, expected at most 200000"),
+        (lambda: path.write_text(" " * 900_000), "is too large for a cell, expected at most"),
     ]
     for prepare, message in cases:
         prepare()
