@@ -80,17 +80,17 @@ def found(
     # Each gate needs something to keep; those with the least choice come first.
     choice = {gate: _keepable(rest, gate) for gate in blends}
     while choice:
-        gate = min(choice, key=lambda g: len(choice[g]))
-        if not choice[gate]:
-            raise NoBlend(next(iter(blends[gate].new)), gate)
-        taken = choice.pop(gate)[0]
-        _keep(blends[gate], rest, taken)
+        least = min(choice, key=lambda g: len(choice[g]))
+        if not choice[least]:
+            raise NoBlend(next(iter(blends[least].new)), least)
+        taken = choice.pop(least)[0]
+        _keep(blends[least], rest, taken)
         for others in choice.values():
             if taken in others:
                 others.remove(taken)
-    for gate, blend in blends.items():
-        for factors in _keepable(rest, gate):
-            _keep(blend, rest, factors)
+    for blend in blends.values():
+        for product in _keepable(rest, blend.gate):
+            _keep(blend, rest, product)
     return list(blends.values()), rest
 
 

@@ -34,7 +34,7 @@ from cellgraph.nasbench import ACTIVATIONS, BLEND, LINEAR, PORT, PRODUCT, SUM, R
 from cellgraph.normal import SIGNS, form_of
 from cellgraph.ops import OPS
 from cellgraph.printing import named, render
-from cellgraph.rewrites import ONE, SQUARE, Value
+from cellgraph.rewrites import LONGEST, ONE, SQUARE, Value
 
 _OP_OF = {function: op for op, function in ACTIVATIONS.items()}
 _TIMES = frozenset(name for name, op in OPS.items() if op.powers == (1, 1))
@@ -85,12 +85,15 @@ class _Writer:
         self.first: dict[Value, Node] = {}
         for node in self.order:
             self.first.setdefault(self.image[node], node)
+        # The first node of the same value. Arguments come before what is made of them.
+        self.rep = {node: self.first[self.image[node]] for node in self.order}
         self.place = {node: i for i, node in enumerate(self.order)}
         self.shared = frozenset(n for n, uses in use_counts(cell.roots).items() if uses > 1)
         self.made: dict[Node, _Id | _Refusal] = {}
         # The recipe so far: op, inputs, parameters. It has nodes that nothing will need.
         self.nodes: list[tuple[str, tuple[_Id, ...], tuple[str, ...]]] = []
         self.numbers: dict[tuple[str, tuple[_Id, ...]], int] = {}
+        self.products: dict[Factors, int] = {}
 
     def recipe(self) -> Recipe:
         try:
@@ -98,7 +101,7 @@ class _Writer:
             for i, state in enumerate(states):
                 self.made[Node(STATE, (), state.name)] = f"h_prev_{i}"
             for node in self.order:
-                if node not in self.made and self._rep(node) is node:
+                if node not in self.made and self.rep[node] is node:
                     try:
                         self.made[node] = self._node(node)
                     except _Refusal as refusal:
@@ -120,7 +123,7 @@ class _Writer:
 
     def _text(self, nodes: Sequence[Node]) -> str:
         """A product of nodes, by the names that the cell has for them."""
-        given = {node: name for name, node in self.cell.names}
+        given = {node: name for name, node in self.cell.names if not name.endswith("'")}
         label = {node: name for name, node in named(self.cell)}
         parts = [given.get(node) or render(node, label, top=True) for node in nodes]
         text = " * ".join(parts)
@@ -139,8 +142,8 @@ class _Writer:
                 raise _Refusal(f"parameter {param.name} is a scalar, expected none")
             if param.init is not None:
                 raise _Refusal(f"parameter {param.name} starts at {param.init}, expected no starts")
-        output = self._rep(cell.outputs[0])
-        emitted = next((s for s in cell.states if self._rep(s.next) is output), None)
+        output = self.rep[cell.outputs[0]]
+        emitted = next((s for s in cell.states if self.rep[s.next] is output), None)
         if emitted is None:
             raise _Refusal("its output {} is no next value of a state, expected one", output)
         return sorted(cell.states, key=lambda state: state is not emitted)
@@ -173,7 +176,7 @@ class _Writer:
     def _named(self, roots: Sequence[int], needed: Sequence[int]) -> Recipe:
         label: dict[int, str] = {}
         for name, node in self.cell.names:
-            found = self.made.get(self._rep(node))
+            found = self.made.get(self.rep[node])
             if isinstance(found, int) and not name.endswith("'") and not PORT.fullmatch(name):
                 label.setdefault(found, name)
         taken = frozenset(label.values())
@@ -195,15 +198,11 @@ class _Writer:
 
     # -- values and nodes
 
-    def _rep(self, node: Node) -> Node:
-        """The first node of that value; arguments come before what is made of them."""
-        return self.first[self.image[node]]
-
     def _is_node(self, node: Node) -> bool:
         return not isinstance(self.made.get(node), _Refusal | None)
 
     def _id(self, node: Node) -> _Id:
-        found = self.made[self._rep(node)]
+        found = self.made[self.rep[node]]
         if isinstance(found, _Refusal):
             raise _Refusal(found.reason, *found.nodes)  # its own would collect tracebacks
         return found
@@ -228,9 +227,13 @@ class _Writer:
             return self._add(PRODUCT, (self._id(node.args[0]),) * 2)
         if node.op in _TIMES and CONST not in [a.op for a in node.args]:
             for a in node.args:
-                if not self._is_node(self._rep(a)) and (gate := self._gate(a)) is not None:
+                if not self._is_node(self.rep[a]) and (gate := self._gate(a)) is not None:
                     raise self._half(gate)
-            return self._add(PRODUCT, tuple([self._id(a) for a in node.args]))
+            made = self._add(PRODUCT, tuple([self._id(a) for a in node.args]))
+            times, factors = self._factors(1.0, node)
+            if times == 1:
+                self.products.setdefault(factors, made)
+            return made
         if node.op == MATMUL or node.op in _TIMES or SIGNS[node.op]:
             return self._sum(node)
         raise _Refusal(f"{{}} needs the op {node.op}, expected {', '.join(_OP_OF)}, + and *", node)
@@ -260,11 +263,21 @@ class _Writer:
     def _sum(self, node: Node) -> _Id:
         refusals: list[_Refusal] = []
         for keep in (_NODES, _SHARED, _NONE):
+            terms = self._terms(node, keep)
             try:
-                return self._put_together(self._terms(node, keep), keep)
+                return self._put_together(terms, keep)
             except _Refusal as refusal:
                 refusals.append(refusal.with_traceback(None))
+                if not any(map(self._can_be_opened, terms)):
+                    break
         raise refusals[0]
+
+    def _can_be_opened(self, term: _Term) -> bool:
+        """May it be or hold a sum that is taken apart further another time?"""
+        node = term[1]
+        if node.op in (MATMUL, PARAM):
+            return False
+        return not self._is_node(node) or bool(SIGNS.get(node.op))
 
     def _terms(self, root: Node, keep: int) -> list[_Term]:
         """The terms of a sum, each once, in the order of the text."""
@@ -272,7 +285,7 @@ class _Writer:
         pending = [(1.0, root)]
         while pending:
             times, node = pending.pop()
-            node = self._rep(node)
+            node = self.rep[node]
             kept = keep == _NODES or (keep == _SHARED and node in self.shared)
             signs = SIGNS.get(node.op)
             if node is not root and times > 0 and kept and self._is_node(node):
@@ -361,8 +374,10 @@ class _Writer:
 
     def _product(self, times: float, factors: Factors) -> _Id:
         nodes = [self.order[i] for i in factors]
-        product = reduce(lambda a, b: self._add(PRODUCT, (a, b)), [self._id(n) for n in nodes])
-        return self._times(times, product, *nodes)
+        made: _Id | None = self.products.get(factors)
+        if made is None:
+            made = reduce(lambda a, b: self._add(PRODUCT, (a, b)), [self._id(n) for n in nodes])
+        return self._times(times, made, *nodes)
 
     def _multiplied_out(
         self, terms: Sequence[_Term], keep: int
@@ -393,14 +408,16 @@ class _Writer:
         raise _Refusal(f"a sum multiplies out to more than {_STEPS} products, expected fewer")
 
     def _factors(self, times: float, root: Node) -> Product:
-        """A number times nodes that are no products."""
+        """A number times nodes that are no products; of squares of squares there could be 2^1000 of
+        them, so that beyond a limit products count as one."""
         found: list[int] = []
         pending = [root]
         while pending:
-            node = self._rep(pending.pop())
-            if node.op in _TIMES:
+            node = self.rep[pending.pop()]
+            full = len(found) + len(pending) >= LONGEST
+            if node.op in _TIMES and (not full or CONST in [a.op for a in node.args]):
                 pending += node.args
-            elif node.op == SQUARE:
+            elif node.op == SQUARE and not full:
                 pending += node.args * 2
             elif node.op == CONST:
                 times *= float(node.attr or 0)

@@ -13,9 +13,7 @@ _MAIN = ((LINEAR, BLEND, PRODUCT, SUM), (3, 1, 1, 1))  # ops and their weights
 _INPUTS_OF_LINEAR = ((2, 3), (4, 1))
 
 
-def sample_recipe(
-    rng: random.Random, states: int = 1, intermediates: int = 14
-) -> Recipe | None:
+def sample_recipe(rng: random.Random, states: int = 1, intermediates: int = 14) -> Recipe | None:
     """One draw of the generator that NAS-Bench-NLP was made with; None where that is not valid.
 
     The generator wires `states + intermediates` random nodes (one more where the last is a linear,
