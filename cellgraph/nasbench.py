@@ -24,7 +24,7 @@ from functools import reduce
 from itertools import chain, count
 from typing import Any
 
-from cellgraph.errors import CellError
+from cellgraph.errors import CellError, closest
 from cellgraph.graph import (
     CONST,
     INPUT,
@@ -36,7 +36,7 @@ from cellgraph.graph import (
     Node,
     is_name,
 )
-from cellgraph.notation import MAX_TEXT, closest
+from cellgraph.notation import MAX_TEXT
 from cellgraph.ops import INFIX
 from cellgraph.widths import MAX_NODES, build
 
