@@ -42,8 +42,10 @@ def couplings(reading: Reading) -> tuple[Coupling, ...]:
     signs = {t: k for k, t in reversed(reading.written)}
     inside: dict[int, set[tuple[str, ...]]] = {}  # what a sum shares out, others in it included
     found: dict[tuple[str, ...], Coupling] = {}
+    # A sum of three terms is written as two: the first of them is nothing by itself.
+    used = {a for t in reading.live for a in reading.form.args[t]}
     for t in reading.live:
-        if reading.form.op[t] == SUM:
+        if reading.form.op[t] == SUM and (t in used or reading.line(t)):
             opened: set[int] = set()
             polynomial = {m: signs[t] * c for m, c in _expanded(reading, t, opened).items()}
             known = set[tuple[str, ...]]().union(*(inside.get(a, ()) for a in opened))

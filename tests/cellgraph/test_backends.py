@@ -72,7 +72,7 @@ def same(name: str, **options: Any) -> tuple[CellLayer, CellLayer]:
 def test_auto_is_the_default_and_native_where_it_can_be(used: list[str]) -> None:
     layer = cg.compile("gru", 3, 4, 2, bidirectional=True)
     assert layer.backend == "auto"
-    assert list(backends.BACKENDS) == ["auto", "native", "eager"]
+    assert list(backends.BACKENDS) == ["auto", "native", "scan", "eager"]
     for dtype in (torch.float32, torch.float64):
         layer.to(dtype)(torch.randn(5, 2, 3, dtype=dtype))
     assert used == ["native"] * 8
@@ -237,7 +237,7 @@ BACKENDS = pytest.mark.parametrize("backend", backends.BACKENDS)
 @BACKENDS
 @pytest.mark.parametrize("grad", [True, False])
 def test_x_of_another_type(backend: str, grad: bool) -> None:
-    layer = cg.compile("lstm", 3, 4, backend=backend)
+    layer = cg.compile("t_gru" if backend == "scan" else "lstm", 3, 4, backend=backend)
     x = torch.zeros(5, 2, 3, dtype=torch.float64, requires_grad=grad)
     with pytest.raises(cg.CellError, match=r"x is torch.float64, the layer torch.float32"):
         layer(x)
@@ -247,9 +247,10 @@ def test_x_of_another_type(backend: str, grad: bool) -> None:
 
 @BACKENDS
 def test_a_state_of_another_type(backend: str) -> None:
-    layer = cg.compile("lstm", 3, 4, backend=backend)
+    cell, second = ("t_gru", "p") if backend == "scan" else ("lstm", "c")
+    layer = cg.compile(cell, 3, 4, backend=backend)
     x, h = torch.zeros(5, 2, 3), torch.zeros(1, 2, 4)
-    message = "state c is torch.float64, x torch.float32, expected equal types"
+    message = f"state {second} is torch.float64, x torch.float32, expected equal types"
     with pytest.raises(cg.CellError, match=message):
         layer(x, (h, h.double()))
     with pytest.raises(cg.CellError, match=message):

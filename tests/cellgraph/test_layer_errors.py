@@ -32,7 +32,11 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("gru", {"dropout": 1.0}, "dropout is 1.0, expected a number from 0 up to"),
     ("gru", {"dropout": math.nan}, "dropout is nan, expected a number from 0 up to"),
     ("gru", {"dropout": "x"}, "dropout is 'x', expected a number from 0 up to"),
-    ("gru", {"backend": "fast"}, "no backend named 'fast', expected one of auto, native, eager"),
+    (
+        "gru",
+        {"backend": "fast"},
+        "no backend named 'fast', expected one of auto, native, scan, eager",
+    ),
     ("gru", {"widths": {"P": 2}}, "cell gru has no width P, expected H"),
     ("guru", {}, "no cell named 'guru' (did you mean gru?)"),
     ("wide", {}, "cell a declares the width P, expected widths={'P': …}"),

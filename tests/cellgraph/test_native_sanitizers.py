@@ -210,7 +210,8 @@ def _sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def test_zoo_and_mutants_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [*(cg.load(name) for name in cg.zoo.names()), *evolved(4, seed=5)]
+    """Every fourth cell of the zoo: which they are changes with every cell that is added."""
+    cells = [*(cg.load(name) for name in cg.zoo.names()[::4]), *evolved(4, seed=5)]
     assert run(cells, torch.float32, tmp_path, monkeypatch) > 500
 
 

@@ -22,7 +22,7 @@ quick = settings(max_examples=60, deadline=None)
 def written_out(depth: int) -> str:
     """The RHN in long form."""
     lines = [
-        "cell rhn(x, h)",
+        "cell rhn5(x, h)",
         "t_1 = sigmoid(W_t @ x + U_t_1 @ h + b_t_1)",
         "g_1 = tanh(W_g @ x + U_g_1 @ h + b_g_1)",
         "s_1 = g_1 * t_1 + h * (1 - t_1)",
@@ -34,7 +34,9 @@ def written_out(depth: int) -> str:
             f"g_{step} = tanh(U_g_{step} @ {before} + b_g_{step})",
             f"s_{step} = g_{step} * t_{step} + {before} * (1 - t_{step})",
         ]
-    return "\n".join([*lines, f"h' = s_{depth}"])
+    lines.append(f"h' = s_{depth}")
+    lines += [f"init b_t_{step} = -2" for step in range(1, depth + 1)]
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 10, 50])
@@ -43,7 +45,7 @@ def test_the_compact_rhn_is_the_long_one(depth: int) -> None:
     assert cell == wanted
     assert cell.key() == wanted.key()
     assert [name for name, _ in cell.names] == [name for name, _ in wanted.names]
-    assert str(cell).splitlines()[-3 * depth - 2 :] == str(wanted).splitlines()
+    assert str(cell).splitlines()[-4 * depth - 2 :] == str(wanted).splitlines()
     assert_round_trip(cell)
 
 

@@ -206,7 +206,8 @@ def test_file_is_what_the_cell_prints(name: str) -> None:
     above = text.split("\ncell ")[0].splitlines()
     assert str(cell).splitlines()[: len(above)] == above
     assert max(map(len, text.splitlines())) <= 100
-    assert len(text.splitlines()) - len(above) <= 12
+    longest = {"enas": 14, "nas_cell": 15}  # of twelve nodes, and of sixteen
+    assert len(text.splitlines()) - len(above) <= longest.get(name, 12)
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -271,7 +272,7 @@ def test_tags() -> None:
     ],
 )
 def test_year_of_a_reference(reference: str, year: int | None) -> None:
-    assert zoo.Info("a", "A.", reference, (), (), "").year == year
+    assert zoo.Info("a", "A.", reference, (), (), "", {}).year == year
 
 
 def test_every_named_cell_has_a_year() -> None:

@@ -406,7 +406,11 @@ def test_a_cell_of_a_file_is_known_by_its_key(tmp_path: Path):
 def test_a_tag_leaves_out_what_a_search_cannot_start_from(monkeypatch: pytest.MonkeyPatch):
     projected = cg.parse("cell lstm(x, r: P, c)\n    c' = W @ x + U @ r\n    r' = V @ c'\n")
     get = cg.zoo.get
-    monkeypatch.setattr(cg.zoo, "get", lambda name: projected if name == "lstm" else get(name))
+    monkeypatch.setattr(
+        cg.zoo,
+        "get",
+        lambda name, constants=None: projected if name == "lstm" else get(name, constants),
+    )
     assert seeded("gru", "tag:torch").search.seeds == ("gru", "gru_reset_after", "tanh_rnn")
 
 
@@ -438,5 +442,5 @@ def test_wrong_tags(seeds: tuple[str, ...], message: str):
 
 @pytest.mark.usefixtures("few")
 def test_named_twice_is_an_error_beside_a_tag_too():
-    with pytest.raises(SearchError, match="np is the same cell as another seed"):
+    with pytest.raises(SearchError, match="lstm is the same cell as another seed"):
         funnel.seeds(seeded("gru", "lstm", "np", "tag:torch"))
