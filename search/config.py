@@ -106,8 +106,8 @@ class SearchConfig:
     # Who the parents are (search/algorithms): jozefowicz (a pool of the best), aging (regularised
     # evolution), nsga2 (score against parameters and time), random (no selection: the baseline).
     algorithm: Text = "jozefowicz"
-    # Proposals to try, beside the seeds.
-    candidates: Count = 60
+    # Proposals to try, beside the seeds; 0 compares the seeds and ends.
+    candidates: Natural = 60
     # The best cells that are kept: the parents in jozefowicz; aging and nsga2 have a population of
     # this size besides.
     pool: Count = 100
