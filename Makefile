@@ -10,7 +10,7 @@ search: $(VENV)/installed
 	$(BIN)/cellsearch launch $(CONFIG)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

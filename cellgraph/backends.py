@@ -18,6 +18,7 @@ from cellgraph import eager, scan
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
 from cellgraph.kernels import compiler, native, tensors
+from cellgraph.recurrence import solve
 
 
 class Runner(Protocol):
@@ -61,12 +62,18 @@ class Native:
 
 
 class Auto:
-    """Native where it can run, eager elsewhere. `fallback` says why not native, where that is the
-    compiler's fault."""
+    """Native where it can run; elsewhere without a loop, where the cell allows that, and eager
+    where it does not. `fallback` says why not native, where that is the compiler's fault.
+
+    Where there is compiled code it goes first, for cells that a scan could compute as well: its
+    loop over time reads and writes every value once, a scan several times (`cellsearch bench
+    kernels` measures both).
+    """
 
     def __init__(self, cell: CellGraph) -> None:
         self.cell = cell
         self.native, self.eager = native.Runner(cell), eager.Runner(cell)
+        self.scan = scan.Runner(cell) if solve(cell) is not None else None
         self.fallback: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,6 +90,8 @@ class Auto:
         suits = self.fallback is None and unsuited(params, x, state, tokens) is None
         if suits and self.kernel(x.dtype) is not None:
             return self.native(params, x, state, mask, tokens)
+        if self.scan is not None and _scannable(params, x, state, tokens):
+            return self.scan(params, x, state, mask, tokens)
         return self.eager(params, x, state, mask, tokens)
 
     def kernel(self, dtype: torch.dtype) -> native.Kernel | None:
@@ -124,7 +133,7 @@ def unsuited(
     params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor], tokens: Tensor | None
 ) -> str | None:
     """What about a call keeps it from native code; None when nothing does."""
-    if x.numel() == 0 or (tokens is not None and tokens.numel() == 0):
+    if _empty(x, tokens):
         return "without rows"
     if not x.is_cpu:
         return f"on {x.device}"
@@ -137,6 +146,18 @@ def unsuited(
     if not tensors.plain(x, *params.values(), *state):
         return "with tensors that are not plain memory"
     return None
+
+
+def _scannable(
+    params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor], tokens: Tensor | None
+) -> bool:
+    """Can a call go through the scan, whose steps write into memory of their own?"""
+    plain = tensors.plain(x, *params.values(), *state)
+    return plain and not _empty(x, tokens) and not _watched()
+
+
+def _empty(x: Tensor, tokens: Tensor | None) -> bool:
+    return x.numel() == 0 or (tokens is not None and tokens.numel() == 0)
 
 
 def _watched() -> bool:
@@ -161,7 +182,7 @@ def _say_once(reason: str) -> None:
     if reason not in _said:
         _said.add(reason)
         warnings.warn(
-            f"cells run on the eager backend, several times slower: {reason}",
+            f"cells run as torch operations, several times slower: {reason}",
             RuntimeWarning,
             stacklevel=5,
         )

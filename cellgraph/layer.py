@@ -124,7 +124,7 @@ class CellLayer(nn.Module):
 
     @property
     def fallback(self) -> str | None:
-        """Why the layer runs on the eager backend although it might not; None otherwise."""
+        """Why the layer runs as torch operations although it might be compiled; None otherwise."""
         return getattr(self.run, "fallback", None)
 
     def reset_parameters(

@@ -113,7 +113,7 @@ def prepare_process() -> None:
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    warnings.filterwarnings("ignore", "cells run on the eager backend", RuntimeWarning)
+    warnings.filterwarnings("ignore", "cells run as torch operations", RuntimeWarning)
 
 
 def _as_cell(cell: CellGraph | str | Path) -> CellGraph:

@@ -152,10 +152,9 @@ def _bench_kernels(kinds: argparse._SubParsersAction[Parser]) -> None:
         "--shapes",
         type=shape,
         nargs="+",
-        default=request.SHAPES,
         metavar="T,B,H",
-        help="time steps, batch rows, units and input width "
-        f"({' '.join(','.join(map(str, s)) for s in request.SHAPES)})",
+        help=f"time steps, batch rows, units and input width ({_listed(request.SHAPES)}; "
+        f"scans: {_listed(request.LONG_SHAPES)})",
     )
     made.add_argument(
         "--mutants",
@@ -171,6 +170,10 @@ def _bench_kernels(kinds: argparse._SubParsersAction[Parser]) -> None:
     )
     _parts(made, request.PARTS)
     _json(made)
+
+
+def _listed(shapes: tuple[request.Shape, ...]) -> str:
+    return " ".join(",".join(map(str, shape)) for shape in shapes)
 
 
 def _bench_search(kinds: argparse._SubParsersAction[Parser]) -> None:

@@ -307,14 +307,15 @@ def _data_path(options: argparse.Namespace) -> None:
 
 def _bench_kernels(options: argparse.Namespace) -> None:
     from search.bench import kernels, summary
-    from search.bench.request import MUTANTS, Request
+    from search.bench.request import LONG_SHAPES, MUTANTS, SHAPES, Request
 
     mutants = options.mutants
     if mutants is None:
         mutants = MUTANTS if options.cells is None else 0
     request = Request(
         cells=options.cells,
-        shapes=tuple(options.shapes),
+        shapes=tuple(options.shapes or SHAPES),
+        long_shapes=tuple(options.shapes or LONG_SHAPES),
         mutants=mutants,
         seed=options.seed,
         dtype=options.dtype,

@@ -20,6 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+#: What takes longest begins first: with one file a process, the last one works alone.
+LONGEST = ("test_readme.py", "test_bench_search.py", "test_data_chorales.py", "test_kill.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def denormal_numbers() -> Iterator[None]:
     """A run in this process (`--workers 0`) flushes them to zero, for good; hypothesis objects."""

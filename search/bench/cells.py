@@ -169,7 +169,8 @@ def modules(
     ways: Sequence[str],
     generator: torch.Generator,
 ) -> dict[str, nn.Module]:
-    """A layer computed in each of some ways, with the same parameters; or torch's LSTM."""
+    """A layer computed in each of some ways, by the interpreter or a backend, with the same
+    parameters; or torch's LSTM."""
     hidden = shape.hidden
     widths = dict.fromkeys(cell.widths[1:], hidden)
 
@@ -185,7 +186,7 @@ def modules(
         elif way == NATIVE:
             made[way] = first
         else:
-            layer = compiled(EAGER)
+            layer = compiled(EAGER if way == INTERPRETER else way)
             layer.load_state_dict(first.state_dict())
             made[way] = Interpreted(layer) if way == INTERPRETER else layer
     return made

@@ -1,8 +1,8 @@
 """`cellsearch bench kernels`: compiled cells beside what they replace, on one thread of this
-machine.
+machine; and cells that need no loop over time, on all of them.
 
 Lives here: which measurements follow each other, and their JSON document. What is measured stands
-in rates.py, cells.py, building.py and training.py, how it is told in summary.py.
+in rates.py, cells.py, scans.py, building.py and training.py, how it is told in summary.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evaluators.train import prepare_process
-from search.bench import building, cells, machine, population, rates, training
+from search.bench import building, cells, machine, population, rates, scans, training
 from search.bench.building import Building
 from search.bench.cells import Row as CellRow
 from search.bench.rates import Rate, Yardstick
 from search.bench.request import Request
+from search.bench.scans import Row as ScanRow
 from search.bench.training import Row as StepRow
 
 VERSION = 1  #: of the JSON document
@@ -31,6 +32,7 @@ class Findings:
     machine: dict[str, Any]
     rates: list[Rate] = field(default_factory=list)
     cells: list[CellRow] = field(default_factory=list)
+    scans: list[ScanRow] = field(default_factory=list)
     building: Building | None = None
     steps: list[StepRow] = field(default_factory=list)
 
@@ -41,7 +43,12 @@ class Findings:
 
     def data(self) -> dict[str, Any]:
         """JSON-able."""
-        request = {**asdict(self.request), "shapes": [list(s) for s in self.request.shapes]}
+        asked = self.request
+        request = {
+            **asdict(asked),
+            "shapes": [list(shape) for shape in asked.shapes],
+            "long_shapes": [list(shape) for shape in asked.long_shapes],
+        }
         return {
             "version": VERSION,
             "machine": self.machine,
@@ -49,6 +56,7 @@ class Findings:
             "rates": [asdict(rate) for rate in self.rates],
             "best_rate": asdict(self.best) if self.best is not None else None,
             "cells": [row.data() for row in self.cells],
+            "scans": [row.data() for row in self.scans],
             "compile": self.building.data() if self.building is not None else None,
             "steps": [row.data() for row in self.steps],
         }
@@ -66,6 +74,8 @@ def measure(request: Request, say: Callable[[str, int, int], None]) -> Findings:
             found.rates, yardstick = stack.enter_context(rates.measure(request.dtype, say))
         if "cells" in request.parts:
             found.cells = list(cells.measure(request, yardstick, say))
+    if "scan" in request.parts:
+        found.scans = list(scans.measure(request, say))
     if "compile" in request.parts:
         found.building = building.measure(request.seed, request.dtype, say)
     if "steps" in request.parts:

@@ -31,18 +31,21 @@ SHAPES = (
     Shape(50, 32, 256),
     Shape(35, 20, 650),
 )
-PARTS = ("rates", "cells", "compile", "steps")
+#: Long sequences, for what needs no loop over time.
+LONG_SHAPES = (Shape(512, 8, 128), Shape(4096, 8, 128))
+PARTS = ("rates", "cells", "scan", "compile", "steps")
 DTYPES = ("float32", "float64")
 MUTANTS = 60
 
 
 @dataclass(frozen=True)
 class Request:
-    """cells: names or files, None for the whole zoo; mutants: how many random cells besides;
-    interpreter: at every shape and for mutants too, where it takes long."""
+    """cells: names or files, None for the whole zoo; long_shapes: of the scans; mutants: how many
+    random cells besides; interpreter: at every shape and for mutants too, where it takes long."""
 
     cells: tuple[str, ...] | None = None
     shapes: tuple[Shape, ...] = SHAPES
+    long_shapes: tuple[Shape, ...] = LONG_SHAPES
     mutants: int = MUTANTS
     seed: int = 0
     dtype: str = "float32"

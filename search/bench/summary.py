@@ -7,7 +7,8 @@ from typing import Any
 
 from search.bench.cells import EAGER, INTERPRETER, LSTM, NATIVE, Row
 from search.bench.kernels import Findings
-from search.bench.request import Shape
+from search.bench.request import LONG_SHAPES, Shape
+from search.bench.scans import SCAN
 from search.bench.tables import Target, aligned, number, targets_table
 from search.bench.timing import geometric_mean
 
@@ -28,6 +29,7 @@ def targets(found: Findings) -> list[Target]:
         return geometric_mean(_over(EAGER, rows))
 
     slower = float(sum(ratio < 1 for ratio in _over(EAGER, found.cells)))
+    long = [row for row in found.scans if row.cell == "min_gru" and row.shape == LONG_SHAPES[-1]]
     build = found.building
     memorisation = [row.ratio for row in found.steps if row.task == "memorisation"]
     return [
@@ -43,6 +45,18 @@ def targets(found: Findings) -> list[Target]:
             ">= 0.8",
             min(shares, default=None),
             lambda v: v >= 0.8,
+        ),
+        Target(
+            f"nn.LSTM / min_gru by scan, {LONG_SHAPES[-1]}",
+            ">= 3",
+            min((row.over_scan[LSTM] for row in long), default=None),
+            lambda v: v >= 3,
+        ),
+        Target(
+            "scan and loop, largest difference",
+            "<= 1e-5",
+            max((row.difference for row in found.scans), default=None),
+            lambda v: v <= 1e-5,
         ),
         Target(
             "seconds to compile a cell, median",
@@ -84,7 +98,7 @@ def text(found: Findings) -> str:
     ]
     parts = [_rates(found)]
     parts += [_cells(shape, rows) for shape, rows in _by_shape(found.cells).items()]
-    parts += [_building(found), _steps(found), targets_table(targets(found))]
+    parts += [_scans(found), _building(found), _steps(found), targets_table(targets(found))]
     for part in filter(None, parts):
         lines += ["", *part]
     return "\n".join(lines)
@@ -163,6 +177,20 @@ def _cells(shape: Shape, rows: list[Row]) -> list[str]:
                 f"{spread['slower']} slower than eager, {_not_finite(some)} with NaN or infinity"
             )
     return lines
+
+
+def _scans(found: Findings) -> list[str]:
+    if not found.scans:
+        return []
+    head = [SCAN, NATIVE, EAGER, LSTM]
+    title = f"scans, {found.machine['cores']} threads; ms"
+    table = [[title, "T", *head, *(f"{name} /" for name in head[1:]), "difference"]]
+    for row in found.scans:
+        times = [number(row.ms[name]) for name in head]
+        over = [number(row.over_scan[name]) for name in head[1:]]
+        table.append([row.cell, str(row.shape.steps), *times, *over, f"{row.difference:.1e}"])
+    shape = found.scans[0].shape
+    return [*aligned(table), f"B {shape.rows}, H {shape.hidden}; native and eager loop over time"]
 
 
 def _building(found: Findings) -> list[str]:

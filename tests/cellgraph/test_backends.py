@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import cellgraph as cg
-from cellgraph import backends, eager
+from cellgraph import backends, eager, scan
 from cellgraph.kernels import compiler, native
 from cellgraph.layer import CellLayer
 from tests.cellgraph.native_cells import error
@@ -33,7 +33,7 @@ def _silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backends of the calls, in order."""
     calls: list[str] = []
-    for name, module in (("native", native), ("eager", eager)):
+    for name, module in (("native", native), ("scan", scan), ("eager", eager)):
         real = module.Runner.__call__
 
         def call(self: Any, *args: Any, _name: str = name, _real: Any = real) -> Any:
@@ -83,7 +83,7 @@ def test_auto_is_the_default_and_native_where_it_can_be(used: list[str]) -> None
 def test_auto_without_a_compiler(used: list[str]) -> None:
     layer, other = same("gru")
     x = torch.randn(5, 2, 3)
-    with pytest.warns(RuntimeWarning, match="eager backend.*no C compiler.*pip install ziglang"):
+    with pytest.warns(RuntimeWarning, match="torch operations.*no C compiler.*pip install ziglang"):
         y, _ = layer(x)
     assert "no C compiler found; install gcc or clang" in (layer.fallback or "")
     for again in (layer, cg.compile("lstm", 3, 4)):  # no second warning: that would be an error
@@ -140,6 +140,31 @@ def test_auto_goes_on_where_kernels_are_loaded(
     with pytest.warns(RuntimeWarning):
         cg.compile("gru", 3, 4)(torch.randn(5, 2, 3))
     assert used[2:] == ["eager"]
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_auto_without_a_compiler_needs_no_loop_where_the_cell_has_none(used: list[str]) -> None:
+    layer, other = same("min_gru")
+    x = torch.randn(50, 2, 3)
+    with pytest.warns(RuntimeWarning, match="torch operations"):
+        y, last = layer(x)
+    wanted, end = other(x)
+    assert error([y, last], [wanted, end]) < 1e-5
+    assert used == ["scan", "eager"]
+
+
+def test_auto_scans_what_native_code_cannot_run(used: list[str]) -> None:
+    layer, other = same("min_gru")
+    x = torch.randn(50, 2, 3)
+    layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer(x)[0], other(x)[0], rtol=0.1, atol=0.05)
+    assert used == ["native", "scan", "eager"]
+    del used[:]
+    layer(torch.zeros(50, 0, 3))  # no rows
+    weights = torch.func.functional_call  # one that looks on at every operation
+    torch.func.grad(lambda v: weights(layer, {}, (v,))[0].sum())(x)
+    assert used == ["eager", "eager"]
 
 
 # -- calls that are not for native code -----------------------------------------------------------

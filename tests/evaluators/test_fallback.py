@@ -82,7 +82,7 @@ def test_training_goes_on(how: str, broken: Break, tmp_path: Path) -> None:
     assert [r["status"] for r in native] == ["ok"] * 3
     eager = evaluate("lstm", Echo(), SETTINGS, BUDGET, 1, backend="eager")
     broken(how)
-    with pytest.warns(RuntimeWarning, match="cells run on the eager backend") as said:
+    with pytest.warns(RuntimeWarning, match="cells run as torch operations") as said:
         records = evaluate("lstm", Echo(), SETTINGS, BUDGET, 1)
     assert len(said) == 1
     assert REASONS[how] in str(said[0].message)
