@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from search.bench.tables import aligned
+
 # Several processes of tests share the cores, and small tensors gain nothing from threads.
 torch.set_num_threads(1)
 
@@ -25,7 +27,8 @@ LONGEST = ("test_readme.py", "test_bench_search.py", "test_data_chorales.py", "t
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +36,20 @@ def denormal_numbers() -> Iterator[None]:
     """A run in this process (`--workers 0`) flushes them to zero, for good; hypothesis objects."""
     yield
     torch.set_flush_denormal(False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What test_zoo.py has proved, in a table."""
+    rows = sorted(
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "proof"
+    )
+    if rows:
+        terminalreporter.section("named cells, values and gradients in float64")
+        table = [["cell", "parameters", "checked against", "largest difference"]]
+        table += [[cell, f"{size:,}", what, f"{by:.1e}"] for cell, size, what, by in rows]
+        for line in aligned(table):
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(f"{len(rows)} proofs; parameters at H = X = 64")

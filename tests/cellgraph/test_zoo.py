@@ -1,13 +1,15 @@
 """Every named cell against a second implementation, values and gradients in float64.
 
 Torch's own three, and the LSTM with a projection, against torch.nn; all against
-`reference_cells.py`.
+`reference_cells.py`. What has been proved stands in a table at the end of the tests' output
+(conftest.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellgraph import CellError, parse, zoo
+from cellgraph import CellError, count_parameters, parse, zoo
 from cellgraph.graph import CellGraph, Init
 from cellgraph.interpret import unroll
 from tests.cellgraph import reference_cells as reference
@@ -61,8 +63,9 @@ def by_reference(
     return reference.unroll(step, params, x, state, emits=name in reference.EMITS)
 
 
-def assert_same(results: list[Tensor], expected: list[Tensor], over: list[Tensor]) -> None:
-    """Values, and the gradient of a random projection of outputs and last states by every leaf."""
+def assert_same(results: list[Tensor], expected: list[Tensor], over: list[Tensor]) -> float:
+    """Values, and the gradient of a random projection of outputs and last states by every leaf.
+    Returns the largest difference."""
     assert len(results) == len(expected)
     pairs = [*zip(results, expected, strict=True)]
     pairs += zip(gradients(results, over), gradients(expected, over), strict=True)
@@ -71,10 +74,24 @@ def assert_same(results: list[Tensor], expected: list[Tensor], over: list[Tensor
     assert all(bool((g != 0).any()) for g in gradients(results, over)), (
         "a leaf without gradient proves nothing"
     )
+    return _largest_difference(pairs)
+
+
+def _largest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return max(float((ours - theirs).detach().abs().max()) for ours, theirs in pairs)
+
+
+#: pytest's `record_property`.
+Note = Callable[[str, object], None]
+
+
+def proved(note: Note, cell: CellGraph, against: str, difference: float) -> None:
+    """A row of the table in the tests' output."""
+    note("proof", [cell.name, count_parameters(cell, 64, 64), against, difference])
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_cell_agrees_with_second_implementation(name: str) -> None:
+def test_cell_agrees_with_second_implementation(name: str, record_property: Note) -> None:
     cell = zoo.get(name)
     params, x, state = leaves(cell)
     outputs, last = unroll(cell, params, x, state)
@@ -82,7 +99,9 @@ def test_cell_agrees_with_second_implementation(name: str) -> None:
     read = [
         value for s, value in zip(cell.states, state, strict=True) if (name, s.name) not in UNREAD
     ]
-    assert_same([outputs, *last], [wanted, *wanted_last], [*params.values(), x, *read])
+    over = [*params.values(), x, *read]
+    difference = assert_same([outputs, *last], [wanted, *wanted_last], over)
+    proved(record_property, cell, "second implementation", difference)
 
 
 def test_every_cell_has_a_second_implementation() -> None:
@@ -138,7 +157,9 @@ def _torch_layer(
         ("gru_reset_after", torch.nn.GRU, "rzg"),
     ],
 )
-def test_cell_agrees_with_torch(name: str, kind: type[torch.nn.Module], order: str) -> None:
+def test_cell_agrees_with_torch(
+    name: str, kind: type[torch.nn.Module], order: str, record_property: Note
+) -> None:
     """Values and all gradients of torch.nn.RNN, LSTM and GRU, after copying the weights."""
     cell = zoo.get(name)
     params, x, state = leaves(cell)
@@ -172,9 +193,11 @@ def test_cell_agrees_with_torch(name: str, kind: type[torch.nn.Module], order: s
         torch.testing.assert_close(
             result, value, rtol=1e-12, atol=1e-12, msg=lambda m, at=label: f"{at}: {m}"
         )
+    pairs = zip([*results, *ours], [*expected, *wanted_all], strict=True)
+    proved(record_property, cell, f"torch.nn.{kind.__name__}", _largest_difference(pairs))
 
 
-def test_projection_agrees_with_torch() -> None:
+def test_projection_agrees_with_torch(record_property: Note) -> None:
     """With a width of its own for r the cell is torch's LSTM with proj_size, values and
     gradients."""
     size = 2
@@ -189,7 +212,10 @@ def test_projection_agrees_with_torch() -> None:
     layer = torch.nn.LSTM(X, H, proj_size=size).double()
     named = dict(zip((name for name, _ in layer.named_parameters()), flat, strict=True))
     wanted, last = torch.func.functional_call(layer, named, (x, (r[None], c[None])))
-    assert_same([outputs, *ends], [wanted, *(s[0] for s in last)], [*params.values(), x, r, c])
+    over = [*params.values(), x, r, c]
+    difference = assert_same([outputs, *ends], [wanted, *(s[0] for s in last)], over)
+    full = zoo.get("lstm_projection_torch")  # whose r is as wide as c
+    proved(record_property, full, "torch.nn.LSTM, proj_size", difference)
 
 
 @pytest.mark.parametrize("name", zoo.names())
