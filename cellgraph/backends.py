@@ -22,7 +22,7 @@ from cellgraph.recurrence import solve
 
 
 class Runner(Protocol):
-    """All time steps of one layer in one direction."""
+    """All time steps of one layer in one direction. `params` are effective (`interpret.py`)."""
 
     def __call__(
         self,

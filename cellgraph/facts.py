@@ -66,7 +66,8 @@ class Facts:
 
     A matrix is recurrent where it is applied to something that depends on a previous state (a
     candidate's `U @ (r * h)` too), else it is an input matrix. `recurrent_multiplications`: of a
-    step and batch row, in products with recurrent matrices.
+    step and batch row, in products with recurrent matrices. A skew matrix counts as any other, with
+    all numbers that are stored.
     """
 
     name: str
@@ -159,7 +160,7 @@ def facts(
         widths={**sizes, "X": input_size},
         states=tuple(_state(cell, name, form, nexts, reach) for name in nexts),
         recurrent_matrices=recurrent,
-        input_matrices=kinds.count("matrix") - recurrent,
+        input_matrices=sum(param.is_matrix for param in cell.params) - recurrent,
         vectors=kinds.count("vector"),
         scalars=kinds.count("scalar"),
         parameters=count_parameters(cell, input_size, hidden_size, widths=declared),

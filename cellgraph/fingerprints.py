@@ -38,12 +38,12 @@ from cellgraph.canonical import canonical
 from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph
 from cellgraph.normal import form_of
 from cellgraph.numeric import NUMPY
-from cellgraph.ops import OPS
+from cellgraph.ops import OPS, skew
 
 Array = np.ndarray[Any, Any]
 
-#: What tells parameters apart without their names: matrix, vector or scalar; the labels of its
-#: widths (`_X`, 0 for H, 1, 2, … for others in the order of the states); its start.
+#: What tells parameters apart without their names: their kind; the labels of its widths (`_X`, 0
+#: for H, 1, 2, … for others in the order of the states); its start.
 Kind = tuple[str, tuple[int, ...], str]
 _X = -1
 
@@ -286,6 +286,8 @@ def _parameter(draw: _Draw, kind: Kind, rank: int, seat: int, count: int) -> Arr
         array = np.repeat(array, count, axis=0)
         array[seat] = _numbers(f"{draw.seed} {kind} other", shape, scale)
         array[-1] = _numbers(f"{draw.seed} {kind} seat {seat}", shape, scale)
+    if kind[0] == "skew":
+        array = skew(array)
     array.flags.writeable = False
     return array
 

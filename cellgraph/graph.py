@@ -27,7 +27,7 @@ _LEAVES = (INPUT, STATE, PARAM, CONST)
 _ARITY = {name: op.arity for name, op in OPS.items()} | dict.fromkeys(_LEAVES, 0) | {MATMUL: 2}
 
 #: Words of the notation that are no names, beside the functions of the op table.
-RESERVED = ("cell", "const", "scalar", "init", "identity", "repeat", "x")
+RESERVED = ("cell", "const", "scalar", "skew", "init", "identity", "repeat", "x")
 LONGEST_NAME = 100
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -139,13 +139,19 @@ class Init:
 @dataclass(frozen=True, slots=True)
 class Param:
     """A nominal parameter. `rows` and `cols` name widths ("H", "X", …); a vector has no cols, a
-    scalar neither."""
+    scalar neither. A skew one is a square matrix W that is stored without constraints, and in whose
+    place the cell multiplies with W - W^T (`ops.skew`)."""
 
     name: str
-    kind: Literal["matrix", "vector", "scalar"]
+    kind: Literal["matrix", "vector", "scalar", "skew"]
     rows: str | None
     cols: str | None
     init: Init | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Does it stand left of @?"""
+        return self.cols is not None
 
     def shape(self, widths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape under concrete widths: (out, in) for a matrix, (width,) for a vector, () for a
@@ -195,6 +201,16 @@ class CellGraph:
     def widths(self) -> tuple[str, ...]:
         """The width names that a caller must give: H, plus any that a state declares."""
         return tuple(dict.fromkeys(["H", *(s.width for s in self.states)]))
+
+    @cached_property
+    def scalars(self) -> tuple[str, ...]:
+        """The names of the scalar parameters, in order."""
+        return tuple(p.name for p in self.params if p.kind == "scalar")
+
+    @cached_property
+    def skews(self) -> tuple[str, ...]:
+        """The names of the skew-symmetric matrices, in order."""
+        return tuple(p.name for p in self.params if p.kind == "skew")
 
     @cached_property
     def _key(self) -> str:

@@ -13,17 +13,35 @@ import torch
 from torch import Tensor
 
 from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Node
-from cellgraph.ops import OPS
+from cellgraph.ops import OPS, skew
+
+
+def effective(cell: CellGraph, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What the cell computes with, by name, from the parameters as they are stored and learned: W -
+    W^T for a matrix W that it declares skew, all else itself.
+
+    Once for each parameter: the public functions here take stored parameters, layers apply this for
+    the backends (`layer.Cell.tensors`), which take effective ones.
+    """
+    if not cell.skews:
+        return stored
+    return {**stored, **{name: skew(stored[name]) for name in cell.skews}}
 
 
 def step(
     cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One time step. `x` (B, X), one (B, width) tensor per state; returns the output and the next
-    states.
+    states. `params` as they are stored.
 
     When the cell uses raw x (`cell.raw_x`), x must already have that width.
     """
+    return _step(cell, effective(cell, params), x, state)
+
+
+def _step(
+    cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     previous = {s.name: value for s, value in zip(cell.states, state, strict=True)}
     value = values(cell.nodes, params, x, previous)
     rows = x.shape[0]
@@ -39,7 +57,7 @@ def values(
 ) -> dict[Node, Tensor]:
     """The value of every node; arguments come first in `nodes`, as `topological` orders them.
 
-    `previous` holds the states by name.
+    `params` are effective; `previous` holds the states by name.
     """
     value: dict[Node, Tensor] = {}
     for node in nodes:
@@ -64,10 +82,12 @@ def values(
 def unroll(
     cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All time steps. `x` (T, B, X); returns the outputs (T, B, H) and the last states."""
+    """All time steps. `x` (T, B, X); returns the outputs (T, B, H) and the last states. `params` as
+    they are stored."""
+    params = effective(cell, params)
     outputs = []
     current = tuple(state)
     for x_t in x:
-        output, current = step(cell, params, x_t, current)
+        output, current = _step(cell, params, x_t, current)
         outputs.append(output)
     return torch.stack(outputs), current

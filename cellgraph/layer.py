@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from cellgraph.backends import BACKENDS, check_backend
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
+from cellgraph.interpret import effective
 from cellgraph.sizes import concrete_widths, output_width, whole
 
 
@@ -50,11 +51,12 @@ class Cell(nn.Module):
         if input_size != widths["X"]:
             self.input_projection = nn.Parameter(torch.empty(widths["X"], input_size, **factory))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters by name."""
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What the cell computes with, by the names of its parameters; see `effective`."""
         # Past Module.__getattr__, which takes a microsecond for each.
         held = cast("Mapping[str, Tensor]", self._parameters)
-        return {name: held[name] if name in held else getattr(self, name) for name in self.names}
+        stored = {name: held[name] if name in held else getattr(self, name) for name in self.names}
+        return effective(self.graph, stored)
 
     def enter(self, x: Tensor) -> Tensor:
         """x as the cell sees it, (…, X)."""

@@ -55,6 +55,7 @@ class _Draft:
     roots: list[Node]
     inits: dict[str, Init]
     scalars: list[str]
+    skews: list[str]
     taken: set[str]  # membership only, never iterated
     _changes: list[dict[Node, Node]] = field(default_factory=list)  # by every edit: before -> after
     _nodes: list[Node] | None = None  # of the present roots
@@ -64,7 +65,8 @@ class _Draft:
         return cls(
             roots=list(cell.roots),
             inits={p.name: p.init for p in cell.params if p.init is not None},
-            scalars=[p.name for p in cell.params if p.kind == "scalar"],
+            scalars=[*cell.scalars],
+            skews=[*cell.skews],
             taken={p.name for p in cell.params}
             | {s.name for s in cell.states}
             | {name for name, _ in cell.names},
@@ -172,6 +174,8 @@ def crossover(mother: CellGraph, father: CellGraph, rng: random.Random) -> CellG
                     draft.inits[renamed[param.name]] = param.init
                 if param.kind == "scalar":
                     draft.scalars.append(renamed[param.name])
+                if param.kind == "skew":
+                    draft.skews.append(renamed[param.name])
             return Node(PARAM, (), renamed[param.name])
         return rebuilt(node, args)
 
@@ -226,6 +230,7 @@ def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGra
             kept,
             output,
             scalars=draft.scalars,
+            skews=draft.skews,
             inits=draft.inits,
             names=[(name, node) for name, node in names if not node.is_leaf],
         )

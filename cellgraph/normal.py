@@ -77,7 +77,7 @@ class Form:
     @classmethod
     def of(cls, cell: CellGraph) -> Form:
         """An empty form for the nodes of a cell."""
-        return cls(frozenset(p.name for p in cell.params if p.kind == "scalar"))
+        return cls(frozenset(cell.scalars))
 
     # -- terms
 

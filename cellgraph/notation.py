@@ -1,7 +1,7 @@
 """The notation of cells: text to graph. Recursive descent; nothing is ever evaluated as Python.
 
     cell   := 'cell' NAME '(' 'x' (',' NAME (':' NAME)?)* ')' ('->' NAME)?  (line | repeat)*
-    line   := 'const' NAME '=' '-'? NUMBER (',' …)* | 'scalar' NAME (',' NAME)*
+    line   := 'const' NAME '=' '-'? NUMBER (',' …)* | ('scalar' | 'skew') NAME (',' NAME)*
               | 'init' NAME '=' init | NAME "'"? '=' sum
     repeat := 'repeat' NAME 'in' index '..' index, then its lines, indented deeper
     init   := number | 'identity' '(' number ')'      number := '-'? (NUMBER | NAME of a constant)
@@ -11,6 +11,7 @@
 
 `@` binds tighter than `*`, so that `z * U @ h` reads as in the papers. Every NAME may be
 `NAME[index]`, which is the name `NAME_3` when the index is 3; indices and repeats are `repeat.py`.
+`skew W` says of a matrix that the cell multiplies with W - W^T, W being what is stored and learned.
 A constant is a number with a name and a default, which the caller of `parse` may override; it is
 declared before it is read. Neither constants nor repeats are left in the graph. The other direction
 is `printing.py`.
@@ -91,6 +92,7 @@ class _Parser(Cursor):
         self.values: dict[str, Node] = {}  # assigned names, in the order of the text
         self.params: dict[str, Token] = {}  # where each parameter was first read
         self.scalars: dict[str, Token] = {}
+        self.skews: dict[str, Token] = {}
         self.inits: dict[str, tuple[Init, Token]] = {}
         self.where: dict[Node, Token] = {}
         self.overrides = overrides
@@ -118,7 +120,7 @@ class _Parser(Cursor):
             "a state": self.states,
             "a width": ("H", "X", *self.states.values()),
             "a value": self.values,
-            "a parameter": self.scalars,
+            "a parameter": (*self.scalars, *self.skews),
         }
         for kind, names in taken.items():
             if name in names:
@@ -199,12 +201,11 @@ class _Parser(Cursor):
             self.const()
             while self.accept(","):
                 self.const()
-        elif first.text == "scalar" and self.token.kind == "name":
-            token = self.name("the name of a parameter")
-            self.scalars[self.fresh(token, "a parameter")] = token
+        elif first.text in ("scalar", "skew") and self.token.kind == "name":
+            declared = self.scalars if first.text == "scalar" else self.skews
+            self.declaration(declared)
             while self.accept(","):
-                token = self.name("the name of a parameter")
-                self.scalars[self.fresh(token, "a parameter")] = token
+                self.declaration(declared)
         elif first.text == "init" and self.token.kind == "name":
             token = self.name("the name of a parameter")
             if token.text in self.inits:
@@ -215,6 +216,10 @@ class _Parser(Cursor):
             raise first.error("a second cell starts here, expected one cell in a text")
         else:
             self.assignment(first)
+
+    def declaration(self, names: dict[str, Token]) -> None:
+        token = self.name("the name of a parameter")
+        names[self.fresh(token, "a parameter")] = token
 
     def const(self) -> None:
         token = self.name("the name of a constant")
@@ -414,7 +419,9 @@ class _Parser(Cursor):
         )
 
     def finish(self, header: Token, arrow: Token | None) -> CellGraph:
-        for name, token in [*self.scalars.items(), *((n, t) for n, (_, t) in self.inits.items())]:
+        declared = [*self.scalars.items(), *self.skews.items()]
+        declared += [(name, token) for name, (_, token) in self.inits.items()]
+        for name, token in declared:
             if name not in self.params:
                 raise token.error(
                     f"{name} is not a parameter of the cell{closest(name, self.params)}, "
@@ -433,6 +440,7 @@ class _Parser(Cursor):
                 [(s, width, self.next[s]) for s, width in self.states.items()],
                 output,
                 scalars=self.scalars,
+                skews=self.skews,
                 inits={name: init for name, (init, _) in self.inits.items()},
                 names=self.values.items(),
                 doc=self.doc(),

@@ -19,6 +19,12 @@ from typing import Any
 SUM, PRODUCT, UNARY, MATRIX, ATOM = 1, 2, 3, 4, 5
 
 
+def skew(stored: Any) -> Any:
+    """W - W^T of the last two axes: what a cell multiplies with in the place of a matrix that it
+    declares `skew`. Of tensors and of arrays; transposing before or after is the same."""
+    return stored - stored.swapaxes(-1, -2)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One elementwise op.

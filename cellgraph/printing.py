@@ -13,17 +13,17 @@ _Piece = str | tuple[Node, int]  # written as it is, or a node that must bind at
 
 
 def to_text(cell: CellGraph) -> str:
-    """The cell as notation: comment, header, one aligned equation a line, then `scalar` and `init`
-    lines."""
+    """The cell as notation: comment, header, one aligned equation a line, then `scalar`, `skew` and
+    `init` lines."""
     lines = [f"# {line}".rstrip() for line in cell.doc.splitlines()]
     order = named(cell)
     statements = _statements(cell, order)
     pad = max(len(name) for name, _ in statements)
     lines.append(header(cell, {node: label for label, node in order}))
     lines += [f"    {name:<{pad}} = {text}" for name, text in statements]
-    scalars = [p.name for p in cell.params if p.kind == "scalar"]
-    if scalars:
-        lines.append(f"    scalar {', '.join(scalars)}")
+    for word, declared in (("scalar", cell.scalars), ("skew", cell.skews)):
+        if declared:
+            lines.append(f"    {word} {', '.join(declared)}")
     lines += [f"    init {p.name} = {p.init}" for p in cell.params if p.init is not None]
     return "\n".join(lines) + "\n"
 

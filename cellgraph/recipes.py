@@ -140,6 +140,8 @@ class _Writer:
         for param in cell.params:
             if param.kind == "scalar":
                 raise _Refusal(f"parameter {param.name} is a scalar, expected none")
+            if param.kind == "skew":
+                raise _Refusal(f"matrix {param.name} is skew, expected free matrices")
             if param.init is not None:
                 raise _Refusal(f"parameter {param.name} starts at {param.init}, expected no starts")
         output = self.rep[cell.outputs[0]]

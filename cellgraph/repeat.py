@@ -104,7 +104,7 @@ def _body(lines: Sequence[str], repeat: Token) -> tuple[list[int], int]:
             if _begins(tokens, "repeat") or _begins(tokens, "const"):
                 raise tokens[0].error(
                     f"a {tokens[0].text} line inside a repeat, "
-                    "expected equations, scalar and init lines only"
+                    "expected equations, scalar, skew and init lines only"
                 )
             inner = indent
             body.append(number)

@@ -43,6 +43,7 @@ def simplify(cell: CellGraph) -> CellGraph:
         [(s.name, s.width, root) for s, root in zip(states, roots, strict=True)],
         output,
         scalars=writer.form.scalars,
+        skews=cell.skews,
         inits={p.name: p.init for p in cell.params if p.init is not None},
         names=writer.names(output),
         doc=cell.doc,

@@ -44,12 +44,16 @@ class _Widths:
     """Union-find over width names. Variables start with '?'; fixed names with a letter."""
 
     def __init__(
-        self, order: Sequence[Node], declared: Mapping[str, str], scalars: Container[str]
+        self,
+        order: Sequence[Node],
+        declared: Mapping[str, str],
+        scalars: Container[str],
+        skews: Container[str],
     ) -> None:
         self.parent: dict[str, str] = {}
         self.raw_x: str | None = None
         self.of: dict[Node, str] = {}  # the width of every node, up to `find`
-        self.declared, self.scalars = declared, scalars
+        self.declared, self.scalars, self.skews = declared, scalars, skews
         self.matrices = frozenset(n.args[0] for n in order if n.op == MATMUL)
         for node in order:
             if node.is_leaf:
@@ -88,7 +92,7 @@ class _Widths:
             )
 
     def square(self, matrix: Node) -> None:
-        """A value on the diagonal makes rows and columns one width, be it that of x."""
+        """A diagonal, as a start or of zeros, makes rows and columns one width, be it that of x."""
         self.unify(f"?{matrix.attr}.rows", f"?{matrix.attr}.cols", matrix)
 
     def _leaf(self, node: Node) -> str:
@@ -99,6 +103,11 @@ class _Widths:
             if label not in self.declared:
                 raise WidthError(node, f"state {label!r} is read but not declared")
             return self.declared[label]
+        if node.op == PARAM and label in self.skews:
+            if label in self.scalars:
+                raise WidthError(node, f"{label} is declared scalar and skew, expected one of them")
+            if node not in self.matrices:
+                raise WidthError(node, f"{label} is declared skew, expected it left of @")
         if node in self.matrices:
             return MATRIX
         return SCALAR if node.op == CONST or label in self.scalars else f"?{label}"
@@ -134,7 +143,14 @@ class _Widths:
         identity = init is not None and init.kind == "identity"
         if node in self.matrices:
             rows, cols = self.resolve(f"?{label}.rows"), self.resolve(f"?{label}.cols")
-            return Param(label, "matrix", rows, cols, init)
+            skew = label in self.skews
+            if skew and init is not None:
+                raise WidthError(
+                    node,
+                    f"init {label} = {init}: {label} is skew, {label} - {label}^T is the same "
+                    "without it, expected no init",
+                )
+            return Param(label, "skew" if skew else "matrix", rows, cols, init)
         if identity:
             raise WidthError(
                 node, f"init {label} = identity(…): {label} is not a matrix, expected a number"
@@ -150,15 +166,16 @@ def build(
     output: Node,
     *,
     scalars: Iterable[str] = (),
+    skews: Iterable[str] = (),
     inits: Mapping[str, Init] | None = None,
     names: Iterable[tuple[str, Node]] = (),
     doc: str = "",
 ) -> CellGraph:
     """Check widths, derive the parameters and freeze a cell.
 
-    `states` are (name, width, next value); `scalars` names the scalar parameters; `inits` the
-    declared starts. Names of nodes that nothing reads are dropped with them. Raises `WidthError`, a
-    `CellError`.
+    `states` are (name, width, next value); `scalars` names the scalar parameters, `skews`
+    the skew-symmetric matrices; `inits` the declared starts. Names of nodes that nothing reads are
+    dropped with them. Raises `WidthError`, a `CellError`.
     """
     inits = inits or {}
     primed = [f"{label}'" for label, _, _ in states]
@@ -168,11 +185,12 @@ def build(
     _check_names(name, [s[0] for s in states], [s[1] for s in states], order, names)
     if len(order) > MAX_NODES:
         raise CellError(f"cell {name} has {len(order)} nodes, expected at most {MAX_NODES}")
-    widths = _Widths(order, {label: width for label, width, _ in states}, frozenset(scalars))
+    declared = {label: width for label, width, _ in states}
+    widths = _Widths(order, declared, frozenset(scalars), frozenset(skews))
     for node in order:
         if node in widths.matrices:
             init = inits.get(str(node.attr))
-            if init is not None and init.kind == "identity":
+            if str(node.attr) in widths.skews or (init is not None and init.kind == "identity"):
                 widths.square(node)
     for label, width, node in states:
         if widths.of[node] in (SCALAR, MATRIX):

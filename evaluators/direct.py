@@ -3,8 +3,8 @@
 Of a small model, recording a graph and walking it back costs more than all arithmetic of the cell.
 The chain here is short and always the same: what the cell reads, the compiled cell, the head, the
 loss. So the gradient of head and loss is written out, and every gradient is written where it stays.
-Only where a cell wants its inputs prepared (a projection, `tanh(x)`, a function of a parameter) has
-that part a graph.
+Only where a cell wants its inputs prepared (a projection, `tanh(x)`, a function of a parameter, a
+skew matrix) has that part a graph.
 
 Letters for shapes, as in training.py: T time steps, B batch, V vocabulary, F frame width, H units,
 N scored steps.

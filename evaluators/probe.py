@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cellgraph.graph import CellGraph, Param
+from cellgraph.interpret import effective
 from cellgraph.ops import OPS
 from cellgraph.schedule import Pointwise, Product, lower
 from cellgraph.sizes import concrete_widths, output_width
@@ -32,7 +33,7 @@ class Start:
     """All that is drawn at random, for S scales."""
 
     widths: dict[str, int]
-    params: dict[str, Tensor]  # matrices (S, K, N), vectors (S, 1, N), scalars (S, 1, 1)
+    params: dict[str, Tensor]  # stored: matrices (S, K, N), vectors (S, 1, N), scalars (S, 1, 1)
     x: Tensor  # (T, S, B, X), T at least LENGTH
     projection: Tensor  # (LENGTH - LAG, 1, 1, N)
 
@@ -86,7 +87,7 @@ def _started(param: Param, noise: Tensor) -> Tensor:
             noise.copy_(value)
         else:
             noise.diagonal(dim1=1, dim2=2).add_(value)
-    if param.kind == "matrix":
+    if param.is_matrix:
         return noise.transpose(1, 2).contiguous()
     return noise.reshape(len(noise), 1, -1)
 
@@ -97,19 +98,19 @@ def unroll(cell: CellGraph, start: Start, steps: int) -> list[list[Tensor]]:
     (S, B, width) each. The output must depend on a state. As the eager backend does it, with one
     more axis.
     """
-    schedule = lower(cell)
+    schedule, params = lower(cell), effective(cell, start.params)
     x = start.x[:steps]
     slots = [x] * schedule.size
     for value, slot in schedule.consts:
         slots[slot] = torch.tensor(value, dtype=x.dtype).reshape(1, 1, 1)
     for name, slot in schedule.params:
-        slots[slot] = start.params[name]
+        slots[slot] = params[name]
     for instruction in schedule.before:
-        _function(instruction, start.params, slots, torch.matmul)(0)
+        _function(instruction, params, slots, torch.matmul)(0)
     for slot in schedule.fixed:
         slots[slot] = slots[slot].expand(*x.shape[1:3], -1)
 
-    program = [_function(i, start.params, slots, torch.bmm) for i in schedule.step]
+    program = [_function(i, params, slots, torch.bmm) for i in schedule.step]
     series = [(slot, slots[slot].unbind(0)) for slot in schedule.carried]
     current = {
         s.name: x.new_zeros((*x.shape[1:3], start.widths[s.width]), requires_grad=x.requires_grad)

@@ -14,9 +14,11 @@ SIZE = 64
 
 
 def lines(cell: CellGraph) -> list[tuple[str, str]]:
-    """(left side, right side) in the order of the text, then `init` lines as equations."""
+    """(left side, right side) in the order of the text, then `skew` and `init` lines as
+    equations."""
+    skews = [(f"skew {name}", f"{name} - {name}^T") for name in cell.skews]
     inits = [(f"init {p.name}", str(p.init)) for p in cell.params if p.init is not None]
-    return [*equations(cell), *inits]
+    return [*equations(cell), *skews, *inits]
 
 
 def changes(parent: CellGraph, child: CellGraph) -> list[str]:
@@ -62,6 +64,6 @@ def sizes(cell: CellGraph) -> dict[str, int]:
 
 
 def aligned(pairs: Sequence[tuple[str, str]]) -> str:
-    """Equations under each other, their signs of equality in one column; `init` lines below."""
+    """Equations under each other, their signs of equality in one column; other lines below."""
     pad = max((len(name) for name, _ in pairs if " " not in name), default=0)
     return "\n".join(f"{name:<{pad}} = {text}" for name, text in pairs)

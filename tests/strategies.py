@@ -1,10 +1,10 @@
 """Random valid cells for hypothesis, and tensors on which they can be compared in float64.
 
-`cells()` draws cells of several states, widths, lines and inits with sharing; `sample()` gives the
-matching tensors. Every value is tracked with an interval that contains it, so that no drawn cell
-divides by something near zero, takes the logarithm of something negative or explodes: whatever
-would leave the safe range is squashed by a tanh first. Nothing here keys on op names, except that
-the squashing and a few common shapes (affine, blend) are written out.
+`cells()` draws cells of several states, widths, kinds of parameters, lines and inits with sharing;
+`sample()` gives the matching tensors. Every value is tracked with an interval that contains it, so
+that no drawn cell divides by something near zero, takes the logarithm of something negative or
+explodes: whatever would leave the safe range is squashed by a tanh first. Nothing here keys on op
+names, except that the squashing and a few common shapes (affine, blend) are written out.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class _Maker:
     matrices: dict[tuple[str, str], list[Node]] = field(default_factory=dict)
     vectors: dict[str, list[Node]] = field(default_factory=dict)
     scalars: list[Node] = field(default_factory=list)
+    skews: dict[str, list[Node]] = field(default_factory=dict)
     made: int = 0
 
     def one_of(self, options: Sequence[Any]) -> Any:
@@ -127,6 +128,9 @@ class _Maker:
     def product(self, rows: str, operand: _Value) -> _Value:
         known = self.matrices.setdefault((rows, operand.width), [])
         scale = WIDEST**0.5
+        if rows == operand.width and self.draw(st.integers(0, 4)) == 4:
+            known = self.skews.setdefault(rows, [])
+            scale *= 2  # |W - W^T| <= |W| + |W^T|
         if scale * max(abs(operand.low), abs(operand.high)) > LIMIT:
             operand = _squash(operand, -1, 1)
         node = Node(MATMUL, (self.parameter(known, "W"), operand.node))
@@ -261,12 +265,14 @@ def cells(
 
     def frozen(inits: dict[str, Init]) -> CellGraph:
         scalars = [str(node.attr) for node in maker.scalars]
+        skews = [str(node.attr) for known in maker.skews.values() for node in known]
         ordered = [(name, width, nexts[name]) for name, width in states.items()]
-        return build("drawn", ordered, output, scalars=scalars, inits=inits, names=named)
+        declared = {"scalars": scalars, "skews": skews}
+        return build("drawn", ordered, output, **declared, inits=inits, names=named)
 
     inits: dict[str, Init] = {}
     for param in frozen({}).params:
-        if draw(st.integers(0, 5)) == 5:
+        if param.kind != "skew" and draw(st.integers(0, 5)) == 5:
             square = param.kind == "matrix" and param.rows == param.cols
             inits[param.name] = Init("identity" if square else "constant", maker.one_of(NUMBERS))
     return frozen(inits)
@@ -310,9 +316,7 @@ def sample(
     params = {}
     for param in cell.params:
         shape = param.shape(widths)
-        params[param.name] = uniform(
-            *shape, scale=shape[1] ** -0.5 if param.kind == "matrix" else 1.0
-        )
+        params[param.name] = uniform(*shape, scale=shape[1] ** -0.5 if param.is_matrix else 1.0)
     state = tuple(uniform(rows, widths[s.width]) for s in cell.states)
     return Sample(params, uniform(steps, rows, widths["X"]), state, widths)
 

@@ -56,6 +56,7 @@ class _Writer:
         self.consts = {slot: format_number(value) for value, slot in schedule.consts}
         self.taken = Names(["self", "torch", "nn", "outputs", "x", "_"])
         self.constants: dict[str, str] = {}  # numbers that must be tensors: text -> local name
+        self.skews = {name: self.taken.give(name) for name in cell.skews}  # -> local name
         self.weights: dict[Product, str] = {}  # stacked matrices …
         self.sizes: dict[Product, str] = {}  # … and their rows, where they differ
         self.local = dict.fromkeys(schedule.inputs, "x")
@@ -123,8 +124,11 @@ class _Writer:
             operands = [self._expression(a) for a in instruction.args]
             result: Source = OPS[instruction.op].eager(Source("torch"), *operands)
             return result
-        weight = self.weights.get(instruction) or attribute(instruction.matrices[0])
+        weight = self.weights.get(instruction) or self._matrix(instruction.matrices[0])
         return Source("nn.functional.linear")(self._expression(instruction.operand), Source(weight))
+
+    def _matrix(self, name: str) -> str:
+        return self.skews.get(name) or attribute(name)
 
     def _constant(self, text: str) -> Source:
         if text not in self.constants:
@@ -159,9 +163,13 @@ class _Writer:
         body += self._takeover()
         header = _header([self.local[slot] for slot in carried], series)
         constants = [f"{name} = x.new_tensor({text})" for text, name in self.constants.items()]
+        skews = [
+            f"{local} = {attribute(name)} - {attribute(name)}.T"
+            for name, local in self.skews.items()
+        ]
         return Recurrence(
             self.arguments,
-            before=(*constants, *before),
+            before=(*constants, *skews, *before),
             loop=(*header, *(f"    {line}" for line in body)) if body else (),
             result=result,
             collects=not self.schedule.output_before,
@@ -173,7 +181,7 @@ class _Writer:
             return []
         label = self._label(instruction.operand)
         name = self.weights[instruction] = self.taken.give(f"weight_{label}")
-        matrices = [attribute(matrix) for matrix in instruction.matrices]
+        matrices = [self._matrix(matrix) for matrix in instruction.matrices]
         lines = wrapped(f"{name} = torch.cat([", matrices, "])")
         if len({self.rows[matrix] for matrix in instruction.matrices}) > 1:
             name = self.sizes[instruction] = self.taken.give(f"rows_{label}")

@@ -203,7 +203,7 @@ class Interpreted(nn.Module):
         """As the layer, from zero states."""
         cell = cast("Cell", self.layer.cells[0])
         state = [x.new_zeros(x.shape[1], size) for size in self.layer.state_sizes]
-        return unroll(self.layer.cell, cell.tensors(), cell.enter(x), state)
+        return unroll(self.layer.cell, dict(cell.named_parameters()), cell.enter(x), state)
 
 
 class Pass:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
 import cellgraph as cg
-from cellgraph.interpret import unroll
+from cellgraph.interpret import effective, unroll
 from cellgraph.kernels import native
 from cellgraph.sizes import concrete_widths
 from tests.strategies import Sample, cells, gradients
@@ -116,7 +116,7 @@ def compiled(cell: cg.CellGraph) -> Run:
     def run(
         params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = runner(params, x, [value.unsqueeze(0) for value in state])
+        y, last = runner(effective(cell, params), x, [value.unsqueeze(0) for value in state])
         return y, tuple(value.squeeze(0) for value in last)
 
     return run

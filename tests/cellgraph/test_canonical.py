@@ -114,6 +114,7 @@ CHANGES = {
     "the old state for the new one": ("R @ c'", "R @ c"),
     "another state": ("max(R @ c', h)", "max(R @ c', x)"),
     "a vector for a scalar": ("init W", "scalar b\n        init W"),
+    "a skew matrix for a free one": ("init W", "skew M\n        init W"),
     "a width for another": ("c: P", "c"),
     "another output": ("c: P)", "c: P) -> c"),
     "a matrix shared": ("M @ c)", "M @ c + R @ c')".replace("R @ c'", "M @ c * 1")),
@@ -229,7 +230,8 @@ def disguised(cell: CellGraph, rng: random.Random) -> CellGraph:
         "disguised",
         nexts,
         new[cell.outputs[0]],
-        scalars=[params[p.name] for p in cell.params if p.kind == "scalar"],
+        scalars=[params[name] for name in cell.scalars],
+        skews=[params[name] for name in cell.skews],
         inits={params[p.name]: p.init for p in cell.params if p.init is not None},
     )
 
@@ -360,8 +362,9 @@ def test_canonical_text_determines_the_cell(cell: CellGraph) -> None:
         cell.name,
         [(s.name, s.width, s.next) for s in cell.states],
         cell.outputs[0],
-        scalars=[p.name for p in cell.params if p.kind == "scalar"],
-        inits={p.name: Init("constant", i) for i, p in enumerate(cell.params)},
+        scalars=cell.scalars,
+        skews=cell.skews,
+        inits={p.name: Init("constant", i) for i, p in enumerate(cell.params) if p.kind != "skew"},
     )
     for original in (cell, marked):
         text = canonical_text(original)

@@ -41,6 +41,12 @@ HARD = {
             init weight_x = -1e-05
             init Q = identity(0.9)
     """,
+    "skew matrices": """
+        cell turned(x, h, U_)
+            h' = tanh(lambda @ h + self @ U_ + __A @ W @ x + R @ b)
+            U_' = tanh(lambda @ U_ + x) * h'
+            skew lambda, self, __A, R
+    """,
     "the old state is read late": "cell late(x, h, c)\n c' = tanh(W @ x + c)\n h' = c' - c * h",
     "states swap": "cell swap(x, h, c)\n h' = tanh(W @ x + c)\n c' = h",
     "states share a next value": "cell both(x, h, c)\n h' = tanh(W @ x + h * c)\n c' = h'",

@@ -124,6 +124,7 @@ def test_a_state_that_does_nothing_but_copy() -> None:
 DIFFERENT = {
     "a bias less": (f"tanh({SUM})", "tanh(W @ x + U @ h)"),
     "a scalar for a vector": (f"tanh({SUM})", f"tanh({SUM})\n scalar b"),
+    "a skew matrix for a free one": (f"tanh({SUM})", f"tanh({SUM})\n skew U"),
     "a start": (f"tanh({SUM})", f"tanh({SUM})\n init b = 1"),
     "another start": (
         f"tanh({SUM})\n init U = identity(1)",

@@ -37,7 +37,7 @@ from cellgraph.graph import (
     topological,
     use_counts,
 )
-from cellgraph.interpret import step, unroll
+from cellgraph.interpret import effective, step, unroll
 from cellgraph.widths import node_widths
 from tests.strategies import cells, sample
 
@@ -246,6 +246,11 @@ def test_kinds_and_widths() -> None:
         "b": ("vector", "H", None),
         "s": ("scalar", None, None),
     }
+    assert params_of("cell c(x, h, r: P)\n r' = A @ r\n h' = V @ r' + U @ x\n skew A, U") == {
+        "V": ("matrix", "H", "P"),
+        "A": ("skew", "P", "P"),
+        "U": ("skew", "H", "H"),  # and x as wide as h
+    }
 
 
 def test_projected_lstm() -> None:
@@ -434,6 +439,25 @@ def test_a_product_of_parameters_has_no_batch() -> None:
     params = {"U": torch.tensor([[0.0, 1.0], [2.0, 0.0]]), "b": torch.tensor([3.0, 4.0])}
     out, _ = step(cell, params, torch.zeros(3, 1), [torch.zeros(3, 2)])
     assert out.tolist() == [[4.0, 6.0]] * 3
+
+
+def test_a_skew_matrix_multiplies_less_its_transpose() -> None:
+    cell = parse("cell c(x, h)\n h' = A @ h + B @ b\n skew A, B\n")
+    params = {
+        "A": torch.tensor([[5.0, 3.0], [1.0, 7.0]], requires_grad=True),
+        "B": torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
+        "b": torch.tensor([0.5, 0.25]),
+    }
+    start = [torch.tensor([[1.0, 10.0]])]
+    out, _ = step(cell, params, torch.zeros(1, 3), start)
+    assert out.tolist() == [[20.25, -2.5]], "[[0, 2], [-2, 0]] h + [[0, 1], [-1, 0]] b"
+    out[0, 0].backward()
+    assert params["A"].grad.tolist() == [[0.0, 10.0], [-10.0, 0.0]]
+    assert torch.equal(unroll(cell, params, torch.zeros(1, 1, 3), start)[0][0], out)
+    assert effective(cell, params)["A"].tolist() == [[0.0, 2.0], [-2.0, 0.0]]
+    assert effective(cell, params)["b"] is params["b"]
+    plain = parse("cell c(x, h)\n h' = A @ h\n")
+    assert effective(plain, params) is params
 
 
 def test_states_change_together() -> None:

@@ -56,7 +56,7 @@ def test_other_people_may_use_other_node_labels_and_leave_out_what_is_empty() ->
     about = graph.graph
     about["states"] = [(name, width, f"node {i}") for name, width, i in about["states"]]
     about["output"] = f"node {about['output']}"
-    for name in ("names", "doc", "scalars", "inits"):
+    for name in ("names", "doc", "scalars", "skews", "inits"):
         del about[name]
     for _, data in graph.nodes(data=True):
         if data["attr"] is None:

@@ -40,6 +40,8 @@ EDGES = {
     "output of another width": "cell a(x, h, r: P) -> r\n h' = tanh(U @ h + W @ x)\n r' = R @ h'",
     "raw x meets another width": "cell a(x, h, r: P)\n r' = x * r\n h' = tanh(R @ r' + U @ h)",
     "scalars and numbers": "cell a(x, h)\n scalar s, t\n h' = tanh(s * h - (2 - t) * (W @ x))",
+    "skew matrices": "cell a(x, h, r: P)\n skew A, R\n r' = tanh(R @ r + V @ A @ h)\n"
+    " h' = tanh(A @ x + Q @ r' + A @ b)",
     "a matrix used twice": "cell a(x, h)\n h' = tanh(U @ h + W @ x) * sigmoid(U @ (h * h))",
 }
 

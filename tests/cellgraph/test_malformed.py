@@ -97,6 +97,8 @@ cell c(x, h); §x' = h; h' = h
     x is a word of the notation, expected another name for a value
 cell c(x, h); §scalar = h; h' = h
     scalar is a word of the notation
+cell c(x, h); h' = §skew @ h
+    skew is a word of the notation, expected a value
 cell c(x, hidden); §hiden' = x
     hiden is not a state, expected one of hidden (did you mean hidden?)
 cell c(x, h); h' = h; §h' = h
@@ -126,6 +128,10 @@ cell c(x, h); h' = h; scalar §a
     a is not a parameter of the cell, expected one of none
 cell c(x, h); h' = h * b; scalar §h
     h is not a parameter of the cell, expected one of b
+cell c(x, h); h' = U @ h; skew U,§
+    found 'end of line', expected the name of a parameter
+cell c(x, h); h' = U @ h; skew §V
+    V is not a parameter of the cell, expected one of U
 cell c(x, h); h' = h * b; init §h = 1
     h is not a parameter of the cell, expected one of b
 cell c(x, h); h' = h * b; init b = 1; init §b = 2
@@ -218,6 +224,16 @@ cell c(x, h); h' = a §* 2; scalar a
     the next value of h is not a vector
 cell c(x, h); h' = U §@ h; scalar U
     U is declared scalar, expected a matrix left of @
+cell c(x, h); h' = §U @ h; scalar U; skew U
+    U is declared scalar and skew, expected one of them
+cell c(x, h); h' = U @ (§b * h); skew b
+    b is declared skew, expected it left of @
+cell c(x, h, r: P); h' = U §@ r; r' = r; skew U
+    a vector of width P meets one of width H, expected equal widths
+cell c(x, h); h' = §U @ h; skew U; init U = identity(1)
+    init U = identity(1): U is skew, U - U^T is the same without it, expected no init
+cell c(x, h); h' = §U @ h; init U = 0.5; skew U
+    init U = 0.5: U is skew, U - U^T is the same without it, expected no init
 cell c(x, h); h' = U §@ 2
     the right side of @ is a number, expected a vector
 cell c(x, h); h' = U §@ U
@@ -389,6 +405,7 @@ WORDS = st.sampled_from(
         "tanh",
         "1",
         "scalar",
+        "skew",
         "init",
         "identity",
         "b",

@@ -39,6 +39,7 @@ def frozen(cell: CellGraph, draft: Any) -> CellGraph:
         [(s.name, s.width, node) for s, node in zip(cell.states, nexts, strict=True)],
         output,
         scalars=[name for name in draft.scalars if name in read],
+        skews=[name for name in draft.skews if name in read],
         inits={name: init for name, init in draft.inits.items() if name in read},
     )
 
@@ -387,7 +388,7 @@ def test_a_dead_state_that_holds_a_width_does_not_break_a_child() -> None:
 def test_crossover_brings_the_fathers_parameters_and_starts() -> None:
     mother = cg.parse("cell m(x, h)\n h' = tanh(W @ x + U @ h)")
     father = cg.parse(
-        "cell f(x, a, b)\n scalar s\n a' = relu(W @ x + s * (U @ b))\n b' = a * x\n"
+        "cell f(x, a, b)\n scalar s\n skew A\n a' = relu(W @ x + s * (U @ A @ b))\n b' = a * x\n"
         " init U = identity(0.9)\n init s = 2"
     )
     keys = {
@@ -396,7 +397,7 @@ def test_crossover_brings_the_fathers_parameters_and_starts() -> None:
         if (child := cg.crossover(mother, father, random.Random(seed))) is not None
     }
     grafted = cg.parse(
-        "cell c(x, h)\n scalar s\n h' = tanh(W @ x + relu(V @ x + s * (R @ h)))\n"
+        "cell c(x, h)\n scalar s\n skew A\n h' = tanh(W @ x + relu(V @ x + s * (R @ A @ h)))\n"
         " init R = identity(0.9)\n init s = 2"
     )
     assert grafted.key() in keys

@@ -31,6 +31,7 @@ EXTRA = {
     " h' = tanh(V @ (g * h)) + n",
     "a gate read again after its gradient": "cell a(x, h)\n z = sigmoid(U @ h + W @ x)\n"
     " h' = z * tanh(V @ (step(z - 0.5) * h))",
+    "a skew matrix": "cell a(x, h)\n skew U\n h' = tanh(U @ h + W @ x + U @ b)",
     "a state nobody reads": "cell a(x, h, c)\n c' = tanh(W @ x)\n h' = tanh(U @ h + V @ x)",
     "a bare parameter": "cell a(x, h, c) -> y\n c' = b\n h' = tanh(W @ x + U @ h * c)\n y = b",
 }

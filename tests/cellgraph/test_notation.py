@@ -51,7 +51,8 @@ def test_round_trip_without_names(cell: CellGraph) -> None:
         cell.name,
         [(s.name, s.width, s.next) for s in cell.states],
         cell.outputs[0],
-        scalars=[p.name for p in cell.params if p.kind == "scalar"],
+        scalars=cell.scalars,
+        skews=cell.skews,
         inits={p.name: p.init for p in cell.params if p.init is not None},
     )
     assert bare == cell
@@ -86,12 +87,13 @@ def test_text_of_a_cell_in_every_detail() -> None:
         "#\n"
         "# after a blank one\n"
         "cell all(x, h, p: P, q: P) -> out\n"
-        "    gate = sigmoid(W_g @ h + s * tanh(h))\n"
+        "    gate = sigmoid(W_g @ h + A @ (s * tanh(h)))\n"
         "    p'   = V @ h + -p\n"
         "    q'   = p'\n"
         "    h'   = gate * h + (1 - gate) * R @ p'\n"
         "    out  = h' / (2 + v) - 1e-05\n"
         "    scalar s\n"
+        "    skew A\n"
         "    init W_g = identity(0.9)\n"
         "    init s = -1.5\n"
     )
@@ -105,6 +107,7 @@ def test_text_of_a_cell_in_every_detail() -> None:
     }
     assert {p.name: (p.kind, p.rows, p.cols) for p in cell.params} == {
         "W_g": ("matrix", "H", "H"),
+        "A": ("skew", "H", "H"),
         "s": ("scalar", None, None),
         "V": ("matrix", "P", "H"),
         "R": ("matrix", "H", "P"),

@@ -181,6 +181,7 @@ LINE = "tanh(W @ x + U @ h + b)"
     [
         (f"cell a(x, h)\n h' = {LINE}\n init b = 1", "parameter b starts at 1, expected no starts"),
         (f"cell a(x, h)\n h' = s * {LINE}\n scalar s", "parameter s is a scalar, expected none"),
+        (f"cell a(x, h)\n h' = {LINE}\n skew U", "matrix U is skew, expected free matrices"),
         (
             "cell a(x, h, r: P)\n h' = tanh(W @ x + U @ r + b)\n r' = tanh(V @ h + d)",
             "state r has the width P, expected H alone",

@@ -103,11 +103,12 @@ SAME = [
         "cell c(x, h)\n s[0] = h\n repeat l in 1..3\n  s[l] = s[l-1] / l + -l\n h' = s[3]",
         "cell c(x, h)\n h' = ((h / 1 + -1) / 2 + -2) / 3 + -3",
     ),
-    # scalar and init lines are repeated with their equations.
+    # scalar, skew and init lines are repeated with their equations.
     (
-        "cell c(x, h)\n s[0] = h\n repeat l in 1..2\n  s[l] = a[l] * s[l-1]\n  scalar a[l]\n"
-        "  init a[l] = l\n h' = s[2]",
-        "cell c(x, h)\n h' = a_2 * (a_1 * h)\n scalar a_1, a_2\n init a_1 = 1\n init a_2 = 2",
+        "cell c(x, h)\n s[0] = h\n repeat l in 1..2\n  s[l] = a[l] * A[l] @ s[l-1]\n"
+        "  scalar a[l]\n  skew A[l]\n  init a[l] = l\n h' = s[2]",
+        "cell c(x, h)\n h' = a_2 * A_2 @ (a_1 * A_1 @ h)\n scalar a_1, a_2\n skew A_1, A_2\n"
+        " init a_1 = 1\n init a_2 = 2",
     ),
     # Bounds are sums, no repetition is one of the numbers of repetitions, and an index may be used
     # again.
@@ -244,7 +245,7 @@ cell c(x, h); repeat l in 1..2;   a[l] = h;  §b[l] = h; h' = h
 cell c(x, h); repeat l in 1..2;   a[l] = h;     §b[l] = h; h' = h
     indented unlike line 3
 cell c(x, h); repeat l in 1..2;   a[l] = h;   §repeat k in 1..2;     b[k] = h; h' = h
-    a repeat line inside a repeat, expected equations, scalar and init lines
+    a repeat line inside a repeat, expected equations, scalar, skew and init lines
 cell c(x, h); repeat l in 1..2;   §const a = 3; h' = h
     a const line inside a repeat
 cell c(x, h); repeat l in 1..2;   §cell d(x, h); h' = h
@@ -371,7 +372,7 @@ WORDS = st.sampled_from(
         *"hslxUb1023",
         *("s[l]", "s[l-1]", "U[l] @", "b[0]", "s[l]'", "h'", "[", "]", "]'", "..", "="),
         *("+", "-", "(", ")", ",", "const", "const k = 2", "repeat", "repeat l in 1..2", "in"),
-        *("scalar", "init", "tanh(", "\n", "\n ", "\n  ", "\n   ", "\n\t", " "),
+        *("scalar", "skew", "init", "tanh(", "\n", "\n ", "\n  ", "\n   ", "\n\t", " "),
     ]
 )
 

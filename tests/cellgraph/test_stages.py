@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cellgraph as cg
 from cellgraph.graph import CONST, MATMUL, Node, topological
-from cellgraph.interpret import step
+from cellgraph.interpret import effective, step
 from cellgraph.kernels.planner import plan
 from cellgraph.ops import OPS
 from cellgraph.stages import Core, core, is_block, is_inner
@@ -182,7 +182,7 @@ def value(
 def read(cell_core: Core, at: Sample) -> dict[Node, Tensor]:
     """Rows, states and static values, the prelude by the interpreter's rules."""
     found: dict[Node, Tensor] = {}
-    params, x = at.params, at.x[0]
+    params, x = effective(cell_core.cell, at.params), at.x[0]
     states = dict(zip((s.name for s in cell_core.cell.states), at.state, strict=True))
     inner: dict[Node, Tensor] = {}
     for node in topological(cell_core.prelude.values()):
@@ -213,7 +213,7 @@ def assert_core(cell: cg.CellGraph) -> None:
         needs = node.args or [t.operand for b in found.blocks if b.leaf is node for t in b.terms]
         assert placed.issuperset(needs)
         placed.add(node)
-    values = value(found, at.params, read(found, at))
+    values = value(found, effective(cell, at.params), read(found, at))
     output, nexts = step(cell, at.params, at.x[0], at.state)
     for node, wanted in zip((found.output, *found.nexts), (output, *nexts), strict=True):
         result = values[node].expand(wanted.shape)

@@ -249,6 +249,8 @@ def test_changes_are_listed_by_the_name_on_the_left() -> None:
     assert "− z = sigmoid(W_z @ x + U_z @ h + b_z)" in found
     assert found[-1].startswith("−")
     assert "+ c' = f * c + i * g" in found
+    free = cg.parse("cell a(x, h)\n h' = tanh(W @ x + U @ h)")
+    assert changes(free, cg.parse(f"{free} skew U")) == ["+ skew U = U - U^T"]
     assert sizes(gru)["parameters"] == 3 * (64 * 64 * 2 + 64)
 
 
