@@ -4,6 +4,11 @@ anything.
 The comment above a cell's header is its record: the first lines are the title, then `key: value`
 lines for
 `reference`, `tags`, `aliases` and `notes` (a value may continue on lines without a key).
+
+Not here is MC-LSTM, the mass-conserving LSTM (Hoedt et al. 2021, arXiv 2101.05186). It would need
+a sum over the units of a vector, by which it normalises its input gate, a matrix that depends on
+input and state, by which it redistributes the mass, and an x in two parts, mass and auxiliary
+inputs; in the notation all but `@` is elementwise, a matrix is a parameter, and x is one vector.
 """
 
 from __future__ import annotations

@@ -233,12 +233,36 @@ def lem(p: Params, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
     return torch.lerp(y, torch.tanh(of_x(p, "g", x) + linear(z_new, p["V_g"])), bar), z_new
 
 
+def _turned(p: Params, h: Tensor, gamma: float) -> Tensor:
+    # (W_h - W_h^T - gamma I) h, of the n (n - 1) / 2 numbers above the diagonal
+    upper = torch.triu(p["U_h"] - p["U_h"].T, diagonal=1)
+    return h @ (upper.T - upper) - gamma * h
+
+
+def antisymmetric_rnn(
+    p: Params, x: Tensor, h: Tensor, eps: float = 1.0, gamma: float = 0.01
+) -> tuple[Tensor, ...]:
+    # h_t = h + eps tanh((W_h - W_h^T - gamma I) h + V_h x + b_h)
+    return (torch.add(h, torch.tanh(_turned(p, h, gamma) + of_x(p, "h", x)), alpha=eps),)
+
+
+def antisymmetric_rnn_gated(
+    p: Params, x: Tensor, h: Tensor, eps: float = 1.0, gamma: float = 0.01
+) -> tuple[Tensor, ...]:
+    # z_t = s((W_h - W_h^T - gamma I) h + V_z x + b_z)
+    # h_t = h + eps z_t tanh((W_h - W_h^T - gamma I) h + V_h x + b_h)
+    turned = _turned(p, h, gamma)
+    z = torch.sigmoid(turned + of_x(p, "z", x))
+    return (torch.addcmul(h, z, torch.tanh(turned + of_x(p, "h", x)), value=eps),)
+
+
 STEPS: dict[str, Step] = {
     step.__name__: step
     for step in (
         jordan, irnn, indrnn, scrn, fastrnn, fastgrnn, minimal_rnn, ugrnn, intersection_rnn, ran,
         atr, cfn, mgu, mgu1, mgu2, mgu3, gru1, gru2, gru3, miru1, miru2, ligru, lightru, star, sgu,
-        dsgu, sgrn, brc, nbrc, tau_gru, cornn, unicornn, lem,
+        dsgu, sgrn, brc, nbrc, tau_gru, cornn, unicornn, lem, antisymmetric_rnn,
+        antisymmetric_rnn_gated,
     )
 }  # fmt: skip
 EMITS = frozenset({"scrn"})

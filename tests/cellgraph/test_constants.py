@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,24 @@ def test_janet_with_another_beta(beta: float) -> None:
     torch.testing.assert_close(unroll(cell, params, x, [c])[0], wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["antisymmetric_rnn", "antisymmetric_rnn_gated"])
+def test_another_step_and_diffusion(name: str) -> None:
+    assert cg.constants(name) == {"eps": 1, "gamma": 0.01}
+    found = [cg.load(name, {"eps": 0.25, "gamma": gamma}) for gamma in (0, 0.5)]
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+    params = {p.name: draw(*p.shape({"H": 5, "X": 4})) for p in found[0].params}
+    x, h = draw(6, 3, 4), draw(3, 5)
+    plain = reference.STEPS[name]
+    for cell, gamma in zip(found, (0.0, 0.5), strict=True):
+        step = partial(plain, eps=0.25, gamma=gamma)
+        wanted, _ = reference.unroll(step, params, x, (h,))
+        torch.testing.assert_close(unroll(cell, params, x, [h])[0], wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_declared_constants_can_be_looked_up(tmp_path: Path) -> None:
     declared = {"alpha": 0.1, "beta": -2.0, "start": 0.01}
     (tmp_path / "leaky.cell").write_text(TEXT)
@@ -235,6 +254,8 @@ cell c(x, h); const k = 1; §k = h; h' = h
     k is a constant, expected another name for a value
 cell c(x, h); const k = 1; §k' = h; h' = h
     k is a constant, expected another name for a value
+cell c(x, h); skew k; const §k = 1; h' = h
+    k is a parameter, expected another name for a constant
 cell c(x, h); const k = 1; scalar §k; h' = h
     k is a constant, expected another name for a parameter
 cell c(x, h); const k = 1; h' = h; init §k = 2

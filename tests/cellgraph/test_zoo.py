@@ -32,7 +32,7 @@ POSITIVE = {("slstm", "n")}
 #: States that are only emitted: no gradient reaches their past.
 UNREAD = {("intersection_rnn", "y")}
 #: Their files have constants or repeats.
-COMPACT = {"janet", "rhn2", "rhn5", "rhn10"}
+COMPACT = {"antisymmetric_rnn", "antisymmetric_rnn_gated", "janet", "rhn2", "rhn5", "rhn10"}
 
 
 def seeded(label: str, *shape: int) -> Tensor:
@@ -311,7 +311,9 @@ def test_unknown_name() -> None:
         match=r"no cell named 'lstm_jozefowitz' \(did you mean lstm_jozefowicz\?\), expect",
     ):
         zoo.get("lstm_jozefowitz")
-    with pytest.raises(CellError, match=r"no cell named '../gru'.*expected one of atr, brc, cfn, "):
+    with pytest.raises(
+        CellError, match=r"no cell named '../gru'.*expected one of antisymmetric_rnn, "
+    ):
         zoo.info("../gru")
 
 
@@ -368,6 +370,11 @@ def test_starts_that_the_papers_give() -> None:
         assert starts == {f"b_t_{level}": "-2" for level in range(1, depth + 1)}
 
 
+def test_which_matrices_are_skew() -> None:
+    found = {name: zoo.get(name).skews for name in zoo.names() if zoo.get(name).skews}
+    assert found == {"antisymmetric_rnn": ("U_h",), "antisymmetric_rnn_gated": ("U_h",)}
+
+
 @pytest.mark.parametrize(
     ("name", "matrices"),
     [
@@ -397,8 +404,10 @@ def test_starts_that_the_papers_give() -> None:
         ("darts_v1", 20),
         ("enas", 26),
         ("janet", 4),
+        ("antisymmetric_rnn", 2),
+        ("antisymmetric_rnn_gated", 3),
     ],
 )
 def test_number_of_matrices(name: str, matrices: int) -> None:
     """As counted from the printed equations."""
-    assert sum(p.kind == "matrix" for p in zoo.get(name).params) == matrices
+    assert sum(p.is_matrix for p in zoo.get(name).params) == matrices

@@ -258,7 +258,7 @@ def test_unroll_is_the_interpreter(cell: CellGraph) -> None:
                 assert bool((close | ~expected.isfinite() | (expected.abs() > 1e30)).all())
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm", "mut1"])
+@pytest.mark.parametrize("name", ["gru", "lstm", "mut1", "antisymmetric_rnn"])
 def test_behaviour_against_the_interpreter(name: str) -> None:
     cell = cg.load(name)
     start = draw(cell, SCALES, LENGTH, 1)

@@ -189,14 +189,16 @@ PREPARED = """cell prepared(x, h)
 
 
 @pytest.mark.parametrize(
-    "cell", ["mut1", "mut3", "tanh_rnn", PREPARED], ids=["mut1", "mut3", "tanh_rnn", "prepared"]
+    "cell",
+    ["mut1", "mut3", "tanh_rnn", "antisymmetric_rnn_gated", PREPARED],
+    ids=["mut1", "mut3", "tanh_rnn", "skew", "prepared"],
 )
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_what_a_cell_has_prepared_gets_its_gradient(
     task: Task, cell: str, dtype: torch.dtype
 ) -> None:
-    """Products of tanh(x), functions of a parameter, a projection of frames, in every piece of a
-    stream; and pieces of other lengths in between."""
+    """Products of tanh(x), functions of a parameter, a skew matrix, a projection of frames, in
+    every piece of a stream; and pieces of other lengths in between."""
     graph = cg.parse(cell) if cell == PREPARED else cg.load(cell)
     model = build(graph, task, SETTINGS, seed=0, backend="native")
     step, plain = Step(model, task, SETTINGS), Plain(model, task, SETTINGS)

@@ -208,7 +208,7 @@ def test_numpy_answers_with_seconds_and_its_end_is_an_error() -> None:
         numpy(3, 4, 5)()
 
 
-@pytest.mark.parametrize("name", ["gru", "mut1", "lstm_peephole"])
+@pytest.mark.parametrize("name", ["gru", "mut1", "lstm_peephole", "antisymmetric_rnn"])
 def test_all_ways_through_a_layer_are_the_same(name: str) -> None:
     ways = (cells.NATIVE, cells.EAGER, cells.INTERPRETER, cells.LSTM)
     modules = cells.modules(cg.load(name), SMALL, torch.float64, ways, torch.Generator())
