@@ -92,7 +92,8 @@ class _Widths:
             )
 
     def square(self, matrix: Node) -> None:
-        """A diagonal, as a start or of zeros, makes rows and columns one width, be it that of x."""
+        """A skew matrix, or one with a start on its diagonal, has rows and columns of one width,
+        be it that of x."""
         self.unify(f"?{matrix.attr}.rows", f"?{matrix.attr}.cols", matrix)
 
     def _leaf(self, node: Node) -> str:
@@ -147,8 +148,8 @@ class _Widths:
             if skew and init is not None:
                 raise WidthError(
                     node,
-                    f"init {label} = {init}: {label} is skew, {label} - {label}^T is the same "
-                    "without it, expected no init",
+                    f"init {label} = {init}: {label} is skew, where constants and diagonals "
+                    "cancel out, expected no init",
                 )
             return Param(label, "skew" if skew else "matrix", rows, cols, init)
         if identity:
@@ -173,8 +174,8 @@ def build(
 ) -> CellGraph:
     """Check widths, derive the parameters and freeze a cell.
 
-    `states` are (name, width, next value); `scalars` names the scalar parameters, `skews`
-    the skew-symmetric matrices; `inits` the declared starts. Names of nodes that nothing reads are
+    `states` are (name, width, next value); `scalars` names the scalar parameters, `skews` the
+    skew-symmetric matrices; `inits` the declared starts. Names of nodes that nothing reads are
     dropped with them. Raises `WidthError`, a `CellError`.
     """
     inits = inits or {}

@@ -31,7 +31,8 @@ class Stage:
 
 @dataclass
 class Schedule:
-    """A schedule at concrete widths. `kept` names what a row of the tape holds."""
+    """A schedule at concrete widths. `kept` names what a row of the tape holds, `skews` the
+    matrices that stand for W - W^T, which torch makes of W once a sequence."""
 
     cell: str
     widths: dict[str, int]
@@ -42,6 +43,7 @@ class Schedule:
     after: list[Stage] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     kept_bytes: int = 0
+    skews: list[str] = field(default_factory=list)
 
     def data(self) -> dict[str, Any]:
         """JSON-able."""
@@ -49,6 +51,7 @@ class Schedule:
         return {
             "cell": self.cell,
             "widths": self.widths,
+            "skews": self.skews,
             "kept": self.kept,
             "kept_bytes": self.kept_bytes,
             **{part: [vars(stage) for stage in getattr(self, part)] for part in parts},
@@ -65,7 +68,11 @@ class Schedule:
     def text(self) -> str:
         """For a terminal."""
         sizes = ", ".join(f"{name} = {size}" for name, size in self.widths.items())
-        lines = [f"{self.cell} at {sizes}; numbers are for one row at one time step", ""]
+        lines = [f"{self.cell} at {sizes}; numbers are for one row at one time step"]
+        lines += [
+            f"{name} stands for {name} - {name}ᵀ, made once a sequence" for name in self.skews
+        ]
+        lines.append("")
         parts = (
             ("before the loop, for all steps at once", self.before),
             ("forward, each step", self.forward),
@@ -119,6 +126,7 @@ class _Describer:
         made = self.plan
         sizes = {w: n for w, n in self.sizes.items() if w in made.widths}
         result = Schedule(self.core.cell.name, sizes, self.itemsize)
+        result.skews = [*self.core.cell.skews]
         result.before = [self.forward_product(p) for p in made.hoisted]
         for phase in made.forward:
             result.forward += [self.forward_product(p) for p in phase.products]

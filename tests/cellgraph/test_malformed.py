@@ -231,9 +231,9 @@ cell c(x, h); h' = U @ (§b * h); skew b
 cell c(x, h, r: P); h' = U §@ r; r' = r; skew U
     a vector of width P meets one of width H, expected equal widths
 cell c(x, h); h' = §U @ h; skew U; init U = identity(1)
-    init U = identity(1): U is skew, U - U^T is the same without it, expected no init
+    init U = identity(1): U is skew, where constants and diagonals cancel out, expected no init
 cell c(x, h); h' = §U @ h; init U = 0.5; skew U
-    init U = 0.5: U is skew, U - U^T is the same without it, expected no init
+    init U = 0.5: U is skew, where constants and diagonals cancel out, expected no init
 cell c(x, h); h' = U §@ 2
     the right side of @ is a number, expected a vector
 cell c(x, h); h' = U §@ U

@@ -66,6 +66,13 @@ def test_lstm_keeps_gates_and_one_tanh() -> None:
         assert line in text
 
 
+def test_skew_matrices_are_named() -> None:
+    found = described(cg.load("antisymmetric_rnn"))
+    assert found.skews == found.data()["skews"] == ["U_h"]
+    assert found.text().splitlines()[1] == "U_h stands for U_h - U_hᵀ, made once a sequence"
+    assert "stands for" not in described(cg.load("gru")).text()
+
+
 @EVERY
 def test_flops_agree_with_the_size_of_the_cell(cell: cg.CellGraph) -> None:
     """But for three things: the additions inside a product, what a later loop computes again rather

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellgraph import CellError, count_parameters, parse, zoo
+from cellgraph import CellError, count_parameters, facts, parse, zoo
 from cellgraph.graph import CellGraph, Init
 from cellgraph.interpret import unroll
 from tests.cellgraph import reference_cells as reference
@@ -373,6 +373,9 @@ def test_starts_that_the_papers_give() -> None:
 def test_which_matrices_are_skew() -> None:
     found = {name: zoo.get(name).skews for name in zoo.names() if zoo.get(name).skews}
     assert found == {"antisymmetric_rnn": ("U_h",), "antisymmetric_rnn_gated": ("U_h",)}
+    counted = facts(zoo.get("antisymmetric_rnn_gated"), X, H)
+    assert (counted.recurrent_matrices, counted.input_matrices, counted.vectors) == (1, 2, 2)
+    assert counted.parameters == H * H + 2 * H * X + 2 * H, "all that is stored"
 
 
 @pytest.mark.parametrize(
