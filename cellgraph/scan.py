@@ -46,11 +46,10 @@ class Runner:
         self.cell = cell
         self.next = {state.name: state.next for state in cell.states}
         self.stages = _stages(cell, parts)
-        products = [n for s in self.stages for n in s.nodes if n.op == MATMUL]
-        self.groups = {
-            operand: [n for n in products if n.args[1] is operand]
-            for operand in dict.fromkeys(n.args[1] for n in products)
-        }
+        nodes = [node for stage in self.stages for node in stage.nodes]
+        ends = [n for p in parts for n in (p.factor, p.term) if n is not None]
+        read = [*(arg for node in nodes for arg in node.args), *ends, *cell.outputs]
+        self.read = {str(node.attr) for node in read if node.op == STATE}  # before a step
 
     def __call__(
         self,
@@ -74,7 +73,8 @@ class Runner:
             if stage.part is not None:
                 name, first = stage.part.state, firsts[stage.part.state]
                 after[name] = _solved(stage.part, value, first, x.shape[0], mask)
-                value[Node(STATE, (), name)] = _before(after[name], first, lengths)
+                if name in self.read:
+                    value[Node(STATE, (), name)] = _before(after[name], first, lengths)
                 # Where another state has the same next value, both have been computed.
                 value.setdefault(self.next[name], after[name])
         y = value[self.cell.outputs[0]]
@@ -91,12 +91,10 @@ class Runner:
         elif node.op == CONST:
             value[node] = torch.tensor(node.attr, dtype=x.dtype, device=x.device)
         elif node.op == MATMUL:
-            members = self.groups[node.args[1]]
-            matrices = [params[str(m.args[0].attr)] for m in members]
-            stacked = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-            product = functional.linear(value[node.args[1]], stacked)  # (T, B, sum of widths)
-            parts = product.split([matrix.shape[0] for matrix in matrices], dim=-1)
-            value.update(zip(members, parts, strict=True))
+            # Each by itself: what is made of a stack of matrices would have to be cut up, and its
+            # gradients put together again, a copy of everything both times.
+            matrix, operand = node.args
+            value[node] = functional.linear(value[operand], params[str(matrix.attr)])  # (T, B, H)
         else:
             value[node] = OPS[node.op].eager(torch, *(value[a] for a in node.args))
 
@@ -187,12 +185,11 @@ def _looped(factor: Tensor, term: Tensor, first: Tensor) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """The gradient of a scan is a scan backwards: that of term[t] is the gradient of h[t], plus
-    factor[t + 1] times that of term[t + 1]."""
+    """The gradient of a scan is a scan backwards."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor, term: Tensor, first: Tensor) -> Tensor:
-        h = _chunked(factor, term, first)
+        h = _forwards(factor, term, first)
         ctx.save_for_backward(factor, first, h)
         return h
 
@@ -200,34 +197,98 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (dh,) = gradients
         factor, first, h = ctx.saved_tensors
-        follower = torch.cat([factor[1:], torch.zeros_like(factor[:1])])  # factor[t + 1]
-        by_term = scan(follower.flip(0), dh.flip(0), torch.zeros_like(first)).flip(0)
-        before = torch.cat([first.unsqueeze(0), h[:-1]])
-        return by_term * before, by_term, by_term[0] * factor[0]
+        by_term: Tensor = _Reverse.apply(factor, dh)  # type: ignore[no-untyped-call]
+        by_factor = _shifted(by_term, h, first)
+        return by_factor, by_term, by_term[0] * factor[0]
 
 
-def _chunked(factor: Tensor, term: Tensor, first: Tensor) -> Tensor:
-    """The scan in about 3 sqrt(T) operations: all chunks at once, each from zero, then the state
-    from chunk to chunk, then what that adds to every step."""
-    steps = len(factor)
-    length = isqrt(steps - 1) + 1
-    chunks = -(-steps // length)
-    missing = chunks * length - steps
-    if missing:
-        factor = torch.cat([factor, factor.new_zeros(missing, *factor.shape[1:])])
-        term = torch.cat([term, term.new_zeros(missing, *term.shape[1:])])
-    factors = factor.reshape(chunks, length, -1)  # (C, L, B K)
-    terms = term.reshape(chunks, length, -1)
-    h, product = torch.empty_like(terms), torch.empty_like(factors)
-    h[:, 0], product[:, 0] = terms[:, 0], factors[:, 0]
+class _Reverse(torch.autograd.Function):
+    """g with g[t] = dh[t] + factor[t + 1] * g[t + 1]; its own gradient is a scan again."""
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor, dh: Tensor) -> Tensor:
+        g = _backwards(factor, dh)
+        ctx.save_for_backward(factor, g)
+        return g
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (dg,) = gradients
+        factor, g = ctx.saved_tensors
+        zero = torch.zeros_like(g[0])
+        by_dh: Tensor = _Scan.apply(factor, dg, zero)  # type: ignore[no-untyped-call]
+        return _shifted(g, by_dh, zero), by_dh
+
+
+def _shifted(a: Tensor, b: Tensor, first: Tensor) -> Tensor:
+    """a[t] * b[t - 1], where b[-1] is first."""
+    if torch.is_grad_enabled():
+        return a * torch.cat([first.unsqueeze(0), b[:-1]])
+    made = torch.empty_like(a)
+    torch.mul(a[0], first, out=made[0])
+    torch.mul(a[1:], b[:-1], out=made[1:])
+    return made
+
+
+def _forwards(factor: Tensor, term: Tensor, first: Tensor) -> Tensor:
+    """The scan in about 3 sqrt(T) operations: all chunks at once, each from zero and for their ends
+    alone; then from chunk to chunk; then all chunks at once, from the states that they begin with.
+    Long sequences do not fit into caches: it counts how often each value is read and written."""
+    chunks, length = _split(len(factor))
+    h = torch.empty(term.shape, dtype=term.dtype, device=term.device)
+    f, t, out = (_chunked(value, chunks, length) for value in (factor, term, h))
+    end, product = t[:, 0].clone(), f[:, 0].clone()
     for step in range(1, length):
-        torch.addcmul(terms[:, step], factors[:, step], h[:, step - 1], out=h[:, step])
-        torch.mul(product[:, step - 1], factors[:, step], out=product[:, step])
-    entering = torch.empty_like(h[:, 0])  # (C, B K): the state before each chunk
+        torch.addcmul(t[:, step], f[:, step], end, out=end)
+        product.mul_(f[:, step])
+    entering = torch.empty_like(end)  # (C, B K): the state before each chunk
     entering[0] = first.reshape(-1)
     for chunk in range(1, chunks):
-        torch.addcmul(
-            h[chunk - 1, -1], product[chunk - 1, -1], entering[chunk - 1], out=entering[chunk]
-        )
-    h.addcmul_(product, entering.unsqueeze(1))
-    return h.reshape(chunks * length, *term.shape[1:])[:steps]
+        before = chunk - 1
+        torch.addcmul(end[before], product[before], entering[before], out=entering[chunk])
+    for step in range(length):
+        torch.addcmul(t[:, step], f[:, step], entering, out=out[:, step])
+        entering = out[:, step]
+    for step in range(chunks * length, len(factor)):  # what does not fill a chunk
+        torch.addcmul(term[step], factor[step], h[step - 1], out=h[step])
+    return h
+
+
+def _backwards(factor: Tensor, dh: Tensor) -> Tensor:
+    """The same from the end, of `_Reverse`."""
+    chunks, length = _split(len(factor))
+    whole = chunks * length
+    g = torch.empty(dh.shape, dtype=dh.dtype, device=dh.device)
+    if whole < len(g):
+        g[-1] = dh[-1]
+        for step in range(len(g) - 2, whole - 1, -1):
+            torch.addcmul(dh[step], factor[step + 1], g[step + 1], out=g[step])
+    f, d, out = (_chunked(value, chunks, length) for value in (factor, dh, g))
+    # Behind a chunk: the factor of the step that follows it, and what comes from there.
+    follower = torch.zeros_like(f[:, 0])
+    follower[:-1] = f[1:, 0]
+    entering = torch.zeros_like(follower)
+    if whole < len(g):
+        follower[-1], entering[-1] = factor[whole].reshape(-1), g[whole].reshape(-1)
+    begin, product = d[:, -1].clone(), follower.clone()
+    for step in range(length - 2, -1, -1):
+        torch.addcmul(d[:, step], f[:, step + 1], begin, out=begin)
+        product.mul_(f[:, step + 1])
+    for chunk in range(chunks - 2, -1, -1):
+        after = chunk + 1
+        torch.addcmul(begin[after], product[after], entering[after], out=entering[chunk])
+    torch.addcmul(d[:, -1], follower, entering, out=out[:, -1])
+    for step in range(length - 2, -1, -1):
+        torch.addcmul(d[:, step], f[:, step + 1], out[:, step + 1], out=out[:, step])
+    return g
+
+
+def _split(steps: int) -> tuple[int, int]:
+    """Chunks and their length, about equal; less than a chunk may be left."""
+    length = isqrt(steps)
+    return steps // length, length
+
+
+def _chunked(value: Tensor, chunks: int, length: int) -> Tensor:
+    """(T, B, K) as (C, L, B K), without the steps that fill no chunk."""
+    return value[: chunks * length].reshape(chunks, length, -1)
