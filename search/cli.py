@@ -264,9 +264,18 @@ def _mutate(options: argparse.Namespace) -> None:
             made += 1
 
 
+#: Arguments of a layer that `export` makes of a cell.
+_SIZES = ("input_size", "hidden_size", "num_layers", "bidirectional")
+
+
 def _export(options: argparse.Namespace) -> None:
-    path = cg.export(options.target, options.out, options.format, overwrite=options.force)
-    print(path)
+    from cellgraph.exporters import write
+
+    sizes = {name: v for name in _SIZES if (v := getattr(options, name)) is not None}
+    made = write(options.target, options.out, options.format, overwrite=options.force, sizes=sizes)
+    print(*(made.path, *made.beside), sep="\n")
+    if made.difference is not None:
+        print(f"checked against the interpreter: largest difference {made.difference:.1e}")
 
 
 # -- surroundings

@@ -1,19 +1,23 @@
 """Cells as files that work without this package: one table of formats, one way to write a file.
 
-A format is a function from a cell to text. Checks of the path and the atomic write live here alone.
+A format makes bytes of a design, and checks the file that they became; paths, atomic writes and the
+order of things live here alone. No file stays that has not passed its check.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellgraph.errors import CellError, closest
 from cellgraph.exporters import torch_source
+from cellgraph.exporters.source import camel
 from cellgraph.graph import CellGraph
 from cellgraph.loading import load
 from cellgraph.notation import parse
@@ -22,10 +26,14 @@ from cellgraph.recipes import recipe, to_json
 if TYPE_CHECKING:
     from cellgraph.layer import CellLayer
 
+#: Sizes of a layer that is made of a cell alone.
+SIZES: Mapping[str, int] = {"input_size": 64, "hidden_size": 64}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Design:
-    """What is exported: a cell, and the sizes of the layer that it came from, if it came from one.
+    """What is exported: a cell; the sizes of the layer that it came from, if it came from one; and
+    options of the format.
 
     `sizes` holds the constructor arguments of a layer by name (`input_size`, `hidden_size`,
     `num_layers`, …), `widths` the sizes of the widths that the cell declares besides H.
@@ -34,14 +42,69 @@ class Design:
     cell: CellGraph
     sizes: Mapping[str, int | float | bool] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+    given: CellLayer | None = None
+
+    @cached_property
+    def layer(self) -> CellLayer:
+        """The layer with its weights, float32 on the CPU, computed by torch: a copy of the given
+        one; or, of a cell, one with the parameters that `compile` gives it after
+        torch.manual_seed(0)."""
+        from cellgraph.exporters.check import concrete  # text alone needs no torch
+
+        return concrete(self.cell, {**SIZES, **self.sizes}, self.widths, self.given)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to write a cell.
+
+    `render`: the contents of the files by the ending that is added to the path, "" for the file
+    itself. `check`: the largest difference of what the file at a path computes from the
+    interpreter; raises `CellError` for too large a one. None where the file says what the cell is
+    and computes nothing. `options`: names of those that it takes.
+    """
+
+    about: str
+    render: Callable[[Design], Mapping[str, bytes]]
+    check: Callable[[Design, Path], float] | None = None
+    options: tuple[str, ...] = ()
+
+
+def _text(render: Callable[[Design], str]) -> Callable[[Design], Mapping[str, bytes]]:
+    # A comment may hold what no file can, such as half of a surrogate pair.
+    return lambda design: {"": render(design).encode("utf-8", "replace")}
+
+
+def _check_torch(design: Design, path: Path) -> float:
+    from cellgraph.exporters import torch_check  # only what computes needs torch
+
+    return torch_check.difference(design.layer, path, camel(design.cell.name))
 
 
 #: What `export` writes, by the name of the format.
-FORMATS: dict[str, Callable[[Design], str]] = {
-    "cell": lambda design: str(design.cell),
-    "torch": lambda design: torch_source.render(design.cell, design.sizes, design.widths),
-    "nasbench": lambda design: to_json(recipe(design.cell)),
+FORMATS: dict[str, Format] = {
+    "cell": Format("notation", _text(lambda design: str(design.cell))),
+    "torch": Format(
+        "a .py file that needs only torch",
+        _text(lambda design: torch_source.render(design.cell, design.sizes, design.widths)),
+        _check_torch,
+    ),
+    "nasbench": Format(
+        "a recipe of NAS-Bench-NLP, of a cell that is one",
+        _text(lambda design: to_json(recipe(design.cell))),
+    ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the file, those beside it, and the largest difference from the interpreter
+    (None: the format computes nothing)."""
+
+    path: Path
+    beside: tuple[Path, ...]
+    difference: float | None
 
 
 def export(
@@ -50,6 +113,7 @@ def export(
     format: str,
     *,
     overwrite: bool = False,
+    **options: object,
 ) -> Path:
     """Write a cell or a layer to `path` in one of `FORMATS`; returns the path.
 
@@ -60,35 +124,65 @@ def export(
     JSON, of a cell that is one (see `cellgraph.recipe`). Text and paths are read by
     `cellgraph.load`.
 
-    The file appears complete or not at all. Raises `CellError` for an unknown format, a file that
-    is there already (unless `overwrite`), and a path that cannot be written.
+    What computes is compared with the interpreter first. The file appears complete and checked, or
+    not at all. Raises `CellError` for an unknown format or option, a file that is there already
+    (unless `overwrite`), a path that cannot be written, and a file that is not the cell.
     """
+    return write(cell_or_layer, path, format, overwrite=overwrite, options=options).path
+
+
+def write(
+    source: CellGraph | CellLayer | str | Path,
+    path: str | Path,
+    format: str,
+    *,
+    overwrite: bool = False,
+    sizes: Mapping[str, int | float | bool] | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Exported:
+    """As `export`. `sizes`: of the layer that is made of a cell, constructor arguments by name."""
     if not isinstance(format, str) or format not in FORMATS:
         raise CellError(
             f"no export format {format!r}{closest(str(format), FORMATS)}, "
             f"expected one of {', '.join(FORMATS)}"
         )
-    target = Path(path)
-    text = FORMATS[format](_design(cell_or_layer))
-    _write(target, text, overwrite)
-    return target
+    chosen, target, options = FORMATS[format], Path(path), dict(options or {})
+    for name in options:
+        if name not in chosen.options:
+            known = ", ".join(chosen.options) or "none"
+            raise CellError(f"format {format} has no option {name!r}, expected one of: {known}")
+    design = _design(source, sizes or {}, options)
+    contents = chosen.render(design)
+    return _write(target, contents, overwrite, lambda file: _checked_file(chosen, design, file))
 
 
-def _design(source: CellGraph | CellLayer | str | Path) -> Design:
+def _checked_file(chosen: Format, design: Design, file: Path) -> float | None:
+    return None if chosen.check is None else chosen.check(design, file)
+
+
+def _design(
+    source: CellGraph | CellLayer | str | Path,
+    sizes: Mapping[str, int | float | bool],
+    options: Mapping[str, object],
+) -> Design:
     if isinstance(source, str | Path):
         source = load(source)
     if isinstance(source, CellGraph):
-        return Design(_checked(source))
+        return Design(_checked(source), sizes, {}, options)
     from cellgraph.layer import CellLayer  # only a layer needs torch
 
     if not isinstance(source, CellLayer):
         raise CellError(f"a {type(source).__name__} cannot be exported, expected a cell or a layer")
+    if sizes:
+        raise CellError(f"a layer has its sizes, expected none beside it, got {', '.join(sizes)}")
     names = ("input_size", "hidden_size", "num_layers", "batch_first", "dropout", "bidirectional")
     widths = {s.width: n for s, n in zip(source.cell.states, source.state_sizes, strict=True)}
     return Design(
         _checked(source.cell),
         {name: getattr(source, name) for name in names},
         {name: size for name, size in widths.items() if name != "H"},
+        options,
+        source,
     )
 
 
@@ -100,28 +194,45 @@ def _checked(cell: CellGraph) -> CellGraph:
     return read
 
 
-def _write(target: Path, text: str, overwrite: bool) -> None:
-    """Through a temporary file beside the target, so that no reader ever sees half a file."""
-    made = None
+def _write(
+    target: Path,
+    contents: Mapping[str, bytes],
+    overwrite: bool,
+    check: Callable[[Path], float | None],
+) -> Exported:
+    """Through a folder beside the target, so that no reader ever sees half a file, nor one that
+    has not been checked."""
+    folder: Path | None = None
     try:
-        if target.is_dir():
-            raise CellError(f"{target} is a directory, expected the path of a file")
-        if target.exists() and not overwrite:
-            raise CellError(f"{target} exists, expected a new path (or overwrite)")
-        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-        with temporary.open("xb") as file:
-            made = temporary
-            # A comment may hold what no file can, such as half of a surrogate pair.
-            file.write(text.encode("utf-8", "replace"))
-        os.replace(temporary, target)
-        made = None
-    except CellError:
-        raise
+        paths = {ending: target.with_name(target.name + ending) for ending in contents}
+        for path in paths.values():
+            if path.is_dir():
+                raise CellError(f"{path} is a directory, expected the path of a file")
+            if path.exists() and not overwrite:
+                raise CellError(f"{path} exists, expected a new path (or overwrite)")
+        made = target.with_name(f".{uuid.uuid4().hex}.tmp")
+        made.mkdir()
+        folder = made
+        for ending, content in contents.items():
+            (folder / paths[ending].name).write_bytes(content)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise CellError(
-            f"{str(target)!r} cannot be written ({getattr(error, 'strerror', None) or error}), "
-            "expected a path in a writable directory"
-        ) from None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise _unwritable(target, error) from None
+    try:
+        difference = check(folder / target.name)
+        for path in paths.values():
+            os.replace(folder / path.name, path)
+    except OSError as error:
+        raise _unwritable(target, error) from None
     finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    beside = tuple(path for ending, path in paths.items() if ending)
+    return Exported(target, beside, difference)
+
+
+def _unwritable(target: Path, error: Exception) -> CellError:
+    return CellError(
+        f"{str(target)!r} cannot be written ({getattr(error, 'strerror', None) or error}), "
+        "expected a path in a writable directory"
+    )

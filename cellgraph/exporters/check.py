@@ -1,0 +1,162 @@
+"""Does an exported layer compute what its cell means? The interpreter says what that is.
+
+Letters: T time steps, B batch rows, X input width, D directions, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellgraph import layer as layers
+from cellgraph.errors import CellError
+from cellgraph.graph import CellGraph
+from cellgraph.interpret import unroll
+from cellgraph.layer import CellLayer
+
+STEPS, ROWS = (1, 7, 50), (1, 3)
+ROUNDING = 1e-6  #: what float32 may lose of a value near 1 in a few operations
+TOLERANCE = 1e-5  #: of an output, or of its part where outputs are larger than 1
+
+#: An exported layer: x (T, B, X) and a state (L·D, B, width) for each of the cell, float32; the
+#: outputs (T, B, ·) and the last states.
+Run = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Sequence[Tensor]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call, and what it should return: outputs and last states, in float32. `doubt`: how far
+    the last digits of float32 lead there, which for a cell that is chaotic is far."""
+
+    x: Tensor
+    state: tuple[Tensor, ...]
+    expected: tuple[Tensor, ...]
+    doubt: float
+
+    def __str__(self) -> str:
+        return f"T = {self.x.shape[0]}, B = {self.x.shape[1]}"
+
+
+def concrete(
+    cell: CellGraph,
+    sizes: Mapping[str, Any],
+    widths: Mapping[str, int],
+    given: CellLayer | None,
+) -> CellLayer:
+    """The layer that is exported, with its weights, in float32 on the CPU and for inference: a copy
+    of the given one; without one, what `compile` makes of the cell after torch.manual_seed(0), its
+    widths beside H as wide as H where `widths` does not say."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = layers.compile(
+            cell,
+            **sizes,
+            widths={name: widths.get(name, sizes["hidden_size"]) for name in cell.widths[1:]},
+            backend="eager",
+            dtype=torch.float32,
+        )
+    if given is not None:
+        made.load_state_dict(given.state_dict())
+    return made.eval()
+
+
+class Interpreter:
+    """A backend that is the interpreter, step by step and node by node."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.cell = cell
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `eager.Runner`, for sequences of one length that are not looked up."""
+        if mask is not None or tokens is not None:
+            raise CellError("the interpreter takes sequences of one length, and no tokens")
+        y, last = unroll(self.cell, params, x, [value[0] for value in state])
+        return y, tuple(value.unsqueeze(0) for value in last)
+
+
+def interpreted(layer: CellLayer) -> CellLayer:
+    """A copy of a layer, for inference in float64, that the interpreter computes."""
+    copied = deepcopy(layer).double().eval()
+    copied.run = Interpreter(layer.cell)
+    copied.batch_first = False
+    return copied
+
+
+def cases(layer: CellLayer) -> Iterator[Case]:
+    """Calls of every length and number of rows, from states that are not zero."""
+    exact, rng = interpreted(layer), torch.Generator().manual_seed(0)
+    rough = interpreted(layer).float()
+    exact.requires_grad_(False)
+    rough.requires_grad_(False)
+    for count in STEPS:
+        for batch in ROWS:
+            x = torch.randn(count, batch, layer.input_size, generator=rng)
+            shapes = [(len(layer.cells), batch, size) for size in layer.state_sizes]
+            state = tuple(0.5 * torch.randn(shape, generator=rng) for shape in shapes)
+            found = _flat(rough(x, _given(state)))
+            entered = [x.double(), *(value.double() for value in state)]
+            wanted = _flat(exact(entered[0], _given(tuple(entered[1:]))))
+            moved = [v + ROUNDING * torch.randn(v.shape, generator=rng).double() for v in entered]
+            other = _flat(exact(moved[0], _given(tuple(moved[1:]))))
+            pairs = [*zip(found, wanted, strict=True), *zip(other, wanted, strict=True)]
+            yield Case(x, state, found, max(_distance(a, b) for a, b in pairs))
+
+
+@torch.no_grad()
+def largest_difference(layer: CellLayer, run: Run) -> float:
+    """Between an exported layer and the interpreter, over all cases: of values, relative to those
+    above 1. Raises `CellError` where it is more than `TOLERANCE` and than rounding explains, and
+    where shapes differ or one is finite and the other is not."""
+    largest = 0.0
+    for case in cases(layer):
+        y, last = run(case.x, case.state)
+        names = ["the output", *(f"the last {state.name}" for state in layer.cell.states)]
+        for name, value, wanted in zip(names, (y, *last), case.expected, strict=True):
+            if value.shape != wanted.shape:
+                raise CellError(
+                    f"the exported {layer.cell.name} gives {name} the shape {tuple(value.shape)} "
+                    f"at {case}, expected {tuple(wanted.shape)}"
+                )
+            distance = _distance(value, wanted)
+            if not distance <= max(TOLERANCE, 8 * case.doubt):
+                raise CellError(
+                    f"the exported {layer.cell.name} is not the cell: {name} at {case} differs by "
+                    f"{distance:.3g}, expected at most {TOLERANCE:g}"
+                )
+            largest = max(largest, distance)
+    return largest
+
+
+def _distance(value: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to `wanted` where that is above 1; infinite where only one
+    of them is finite."""
+    value, wanted = value.double(), wanted.double()
+    finite = value.isfinite()
+    if not torch.equal(finite, wanted.isfinite()):
+        return float("inf")
+    value, wanted = value[finite], wanted[finite]
+    if value.numel() == 0:
+        return 0.0
+    return float(((value - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
+
+
+def _given(state: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """As a layer takes states."""
+    return state[0] if len(state) == 1 else state
+
+
+def _flat(results: tuple[Tensor, Tensor | tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    y, last = results
+    return (y, *last) if isinstance(last, tuple) else (y, last)
