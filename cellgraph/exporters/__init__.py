@@ -215,6 +215,8 @@ def _write(
         folder = made
         for ending, content in contents.items():
             (folder / paths[ending].name).write_bytes(content)
+    except CellError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
