@@ -8,7 +8,7 @@ Letters for shapes, as in training.py: T time steps, B batch, V vocabulary, F fr
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,25 @@ from evaluators.settings import Settings
 from evaluators.task import Batch, Task
 
 
+class Ends(Protocol):
+    """What a model needs to know of its task: what goes in and how wide, how wide what comes out
+    is."""
+
+    @property
+    def input_kind(self) -> Literal["tokens", "frames"]: ...
+    @property
+    def input_width(self) -> int: ...
+    @property
+    def output_width(self) -> int: ...
+
+
 class Model(nn.Module):
     """tokens: Embedding(V, H), layers, Linear(H, V);  frames: layers on F inputs, Linear(H, F)."""
 
     def __init__(
         self,
         cell: CellGraph,
-        task: Task,
+        task: Ends,
         settings: Settings,
         hidden_size: int,
         backend: str = "auto",
@@ -48,11 +60,11 @@ class Model(nn.Module):
     def scored(self, batch: Batch, state: Any = None) -> tuple[Tensor, Tensor, Any]:
         """Logits (N, V or F) and targets (N,) or (N, F) of the N scored steps, and the next
         state."""
-        y, state = self._outputs(batch.inputs, state)  # (T, B, H)
+        y, state = self.outputs(batch.inputs, state)  # (T, B, H)
         y, targets, _ = scored_steps(y, batch)
         return self.head(y), targets, state
 
-    def _outputs(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def outputs(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """What the head reads, (T, B, H), and the layers' new state."""
         if self.embedding is None:
             y, state = self.layers(inputs, state)

@@ -64,6 +64,8 @@ class Task(ABC):
     output_width: int
     batch_size: int
     unroll: int  # the longest T of any batch
+    # What every token is as text; None where tokens are no text, and for frames.
+    vocabulary: tuple[str, ...] | None = None
     epoch_steps: int | None = None  # training batches in one pass over the data; None: endless data
 
     def __init__(self, **options: int | bool | None) -> None:

@@ -22,11 +22,12 @@ from evaluators import tasks
 from evaluators.budget import Budget, Rung
 from evaluators.errors import unknown
 from evaluators.halving import Standing, compare
+from evaluators.model import Model
 from evaluators.settings import Settings
 from evaluators.task import Split, Task
 from evaluators.training import Candidate, OnEval, Training, derive_seed
 
-__all__ = ["OnEval", "derive_seed", "evaluate", "prepare_process"]
+__all__ = ["OnEval", "derive_seed", "evaluate", "prepare_process", "trained"]
 
 
 def evaluate(
@@ -89,6 +90,30 @@ def evaluate(
     for training in trainings:
         training.run_until(budget.steps)
     return [training.record for training in trainings]
+
+
+def trained(
+    cell: CellGraph | str | Path,
+    task: Task | str,
+    settings: Settings | Mapping[str, Any],
+    budget: Budget | int,
+    seed: int,
+    *,
+    backend: str = "auto",
+    on_eval: OnEval | None = None,
+) -> tuple[dict[str, Any], Model | None]:
+    """As `evaluate` for one setting, whose numbers it has; and the model with the parameters of its
+    best evaluation, ready to be used. None where the training did not end well: the record says
+    why."""
+    cell, backend = _as_cell(cell), check_backend(backend)
+    task = tasks.create(task) if isinstance(task, str) else task
+    chosen = settings if isinstance(settings, Settings) else Settings.from_dict(settings)
+    candidate = Candidate(
+        cell, task, Budget.of(budget), seed, backend, with_test=False, on_eval=on_eval, keep=True
+    )
+    training = Training(candidate, chosen)
+    training.run_until(candidate.budget.steps)
+    return training.record, None if training.model is None else training.model.eval()
 
 
 def _stop_some(trainings: Sequence[Training], number: int, rung: Rung, task: Task) -> None:

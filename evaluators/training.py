@@ -24,7 +24,7 @@ from cellgraph import CellError, CellGraph
 from evaluators.budget import Budget
 from evaluators.errors import DataError
 from evaluators.metrics import measure, uniform_loss
-from evaluators.model import build, flops_per_step
+from evaluators.model import Model, build, flops_per_step
 from evaluators.schedule import Schedule
 from evaluators.settings import Settings
 from evaluators.step import Step
@@ -49,6 +49,7 @@ class Candidate:
     backend: str
     with_test: bool
     on_eval: OnEval | None
+    keep: bool = False  # the model, with the parameters of its best evaluation
     fallback: str | None = None  # why its backend has become eager
 
 
@@ -57,7 +58,8 @@ class Training:
 
     Whatever it draws and remembers is its own: model, optimiser, schedule, batches, the state of
     dropout, the clock. So its numbers do not depend on what runs between two of its calls. The
-    model exists from the first call of `run_until` to the end of the training.
+    model exists from the first call of `run_until` to the end of the training; `model` is what is
+    kept of it, where the candidate says so and the training ends well.
     """
 
     def __init__(self, candidate: Candidate, settings: Settings) -> None:
@@ -70,7 +72,8 @@ class Training:
         self._seconds = 0.0
         self._fallback: str | None = None  # why torch does what should be compiled
         self._learner: Step | None = None
-        self._best: Tensor | None = None  # parameters of the best evaluation, for the test split
+        self._best: Tensor | None = None  # parameters of the best evaluation, where they are wanted
+        self.model: Model | None = None
         self._evaluations = self._train()
         generator = torch.Generator().manual_seed(derive_seed(seed, "dropout"))
         self._random_state = generator.get_state()
@@ -186,7 +189,10 @@ class Training:
                 raise _TrainingError("timeout", f"more than {budget.seconds:g} seconds", step)
         if self._best is not None:
             learner.optimizer.restore(self._best)
-            record["test"] = measure(learner.model, task, "test")
+            if self.candidate.with_test:
+                record["test"] = measure(learner.model, task, "test")
+            if self.candidate.keep:
+                self.model = learner.model
 
     def _evaluate(self, learner: Step, step: int, train_loss: float, limit: float) -> float:
         """One row of the curve; returns the validation metric."""
@@ -201,7 +207,8 @@ class Training:
         best = record["metrics"]
         if not best or _better(value, best[task.metric], task.maximise):
             record["metrics"] = record["final"]
-            self._best = learner.optimizer.copy() if candidate.with_test else None
+            wanted = candidate.with_test or candidate.keep
+            self._best = learner.optimizer.copy() if wanted else None
         if candidate.on_eval is not None:
             candidate.on_eval(*row)
         return value

@@ -117,6 +117,31 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument("--hidden-size", type=whole(1), metavar="H", help="of the layer (64)")
     made.add_argument("--num-layers", type=whole(1), metavar="L", help="of the layer (1)")
     made.add_argument("--bidirectional", action="store_true", default=None, help="both directions")
+    made.add_argument(
+        "--weights",
+        choices=["best"],
+        help="of RUN:KEY: its best training is done once more; the whole model goes into a file "
+        "beside --out that ends in .safetensors",
+    )
+    made.add_argument(
+        "--task", help="whose training: a task of the run, or language, music, arithmetic"
+    )
+    made = command("sample", "text or music that a trained model makes up")
+    made.add_argument("file", help="what `export --weights` has written, a .safetensors file")
+    made.add_argument("--task", choices=["language", "music"], help="what it must be")
+    made.add_argument(
+        "--length", type=whole(1), default=400, metavar="N", help="symbols or frames (400)"
+    )
+    made.add_argument(
+        "--temperature",
+        type=number(math.inf, zero=True),
+        default=1.0,
+        metavar="X",
+        help="below 1 bolder, 0 always the likeliest (1)",
+    )
+    made.add_argument("--seed", type=whole(0), default=0, help="of the random generator (0)")
+    made.add_argument("--prompt", default="", help="text to go on with")
+    made.add_argument("--out", help="the file to write: text, or MIDI (default: standard output)")
     made = command("zoo", "the named cells: states, sizes, form of the recurrence")
     made.add_argument("--tag", metavar="TAG", help="only those with this tag")
     _json(made)
@@ -237,17 +262,18 @@ def whole(least: int) -> Callable[[str], int]:
     return read
 
 
-def number(below: float) -> Callable[[str], float]:
-    """A reader of numbers between 0 and `below`."""
+def number(below: float, *, zero: bool = False) -> Callable[[str], float]:
+    """A reader of numbers between 0 and `below`, without 0 unless `zero`."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0 < value < below:
+        if not (0 < value < below or (zero and value == 0)):
             most = f" and below {below:g}" if below < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0{most}")
+            least = "a number of at least 0" if zero else "a number above 0"
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {least}{most}")
         return value
 
     return read

@@ -264,18 +264,26 @@ def _mutate(options: argparse.Namespace) -> None:
             made += 1
 
 
-#: Arguments of a layer that `export` makes of a cell.
-_SIZES = ("input_size", "hidden_size", "num_layers", "bidirectional")
-
-
 def _export(options: argparse.Namespace) -> None:
-    from cellgraph.exporters import write
+    from search import exporting
 
-    sizes = {name: v for name in _SIZES if (v := getattr(options, name)) is not None}
-    made = write(options.target, options.out, options.format, overwrite=options.force, sizes=sizes)
-    print(*(made.path, *made.beside), sep="\n")
-    if made.difference is not None:
-        print(f"checked against the interpreter: largest difference {made.difference:.1e}")
+    terminal = sys.stderr.isatty()
+
+    def say(done: int, total: int) -> None:
+        if terminal:
+            end = "\n" if done >= total else ""
+            print(f"\rtraining: step {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    for line in exporting.export(options, say):
+        print(line)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from search import exporting
+
+    made = exporting.sample(options)
+    if isinstance(made, str):
+        print(made)
 
 
 # -- surroundings
@@ -393,6 +401,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "inspect": _inspect,
     "report": _report,
     "export": _export,
+    "sample": _sample,
     "zoo": _zoo,
     "mutate": _mutate,
     "data list": _data_list,

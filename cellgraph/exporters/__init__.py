@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cellgraph.errors import CellError, closest
 from cellgraph.exporters import torch_source
 from cellgraph.exporters.source import camel
+from cellgraph.exporters.torch_model import Ends
 from cellgraph.graph import CellGraph
 from cellgraph.loading import load
 from cellgraph.notation import parse
@@ -36,7 +37,8 @@ class Design:
     options of the format.
 
     `sizes` holds the constructor arguments of a layer by name (`input_size`, `hidden_size`,
-    `num_layers`, …), `widths` the sizes of the widths that the cell declares besides H.
+    `num_layers`, …), `widths` the sizes of the widths that the cell declares besides H, `ends` what
+    surrounds the layer in a trained model.
     """
 
     cell: CellGraph
@@ -44,6 +46,7 @@ class Design:
     widths: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     given: CellLayer | None = None
+    ends: Ends | None = None
 
     @cached_property
     def layer(self) -> CellLayer:
@@ -87,7 +90,7 @@ FORMATS: dict[str, Format] = {
     "cell": Format("notation", _text(lambda design: str(design.cell))),
     "torch": Format(
         "a .py file that needs only torch",
-        _text(lambda design: torch_source.render(design.cell, design.sizes, design.widths)),
+        _text(lambda d: torch_source.render(d.cell, d.sizes, d.widths, d.ends)),
         _check_torch,
     ),
     "nasbench": Format(
@@ -139,8 +142,10 @@ def write(
     overwrite: bool = False,
     sizes: Mapping[str, int | float | bool] | None = None,
     options: Mapping[str, object] | None = None,
+    ends: Ends | None = None,
 ) -> Exported:
-    """As `export`. `sizes`: of the layer that is made of a cell, constructor arguments by name."""
+    """As `export`. `sizes`: of the layer that is made of a cell, constructor arguments by name.
+    `ends`: what surrounds a layer in its model; a Python file then has the model too."""
     if not isinstance(format, str) or format not in FORMATS:
         raise CellError(
             f"no export format {format!r}{closest(str(format), FORMATS)}, "
@@ -151,7 +156,7 @@ def write(
         if name not in chosen.options:
             known = ", ".join(chosen.options) or "none"
             raise CellError(f"format {format} has no option {name!r}, expected one of: {known}")
-    design = _design(source, sizes or {}, options)
+    design = replace(_design(source, sizes or {}, options), ends=ends)
     contents = chosen.render(design)
     return _write(target, contents, overwrite, lambda file: _checked_file(chosen, design, file))
 
@@ -192,6 +197,12 @@ def _checked(cell: CellGraph) -> CellGraph:
     if read != cell:
         raise CellError(f"cell {cell.name!r} cannot be written as notation, expected plain names")
     return read
+
+
+def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> Path:
+    """Any file, complete or not at all. Raises `CellError` for one that is there already and for a
+    path that cannot be written."""
+    return _write(path, {"": content}, overwrite, lambda made: None).path
 
 
 def _write(

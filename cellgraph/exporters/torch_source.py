@@ -15,6 +15,7 @@ import torch
 from cellgraph.errors import CellError
 from cellgraph.exporters.recurrence import recurrence
 from cellgraph.exporters.source import COLUMNS, Names, attribute, camel, comment, wrapped
+from cellgraph.exporters.torch_model import Ends, model
 from cellgraph.graph import CellGraph, Init, Param, format_number
 from cellgraph.sizes import output_width
 
@@ -33,20 +34,26 @@ def render(
     cell: CellGraph,
     sizes: Mapping[str, int | float | bool] | None = None,
     widths: Mapping[str, int] | None = None,
+    ends: Ends | None = None,
 ) -> str:
-    """The module as text. `sizes` and `widths` become defaults of the constructor.
+    """The module as text. `sizes` and `widths` become defaults of the constructor; with `ends`, the
+    model of those sizes follows.
 
     `cell` must be as `parse` gives it: its names go into the source code. Raises `CellError` for a
     parameter with the name of an attribute that the generated module needs itself.
     """
-    return _Module(cell, dict(sizes or {}), dict(widths or {})).text()
+    return _Module(cell, dict(sizes or {}), dict(widths or {}), ends).text()
 
 
 class _Module:
     def __init__(
-        self, cell: CellGraph, sizes: dict[str, int | float | bool], widths: dict[str, int]
+        self,
+        cell: CellGraph,
+        sizes: dict[str, int | float | bool],
+        widths: dict[str, int],
+        ends: Ends | None,
     ) -> None:
-        self.cell, self.sizes = cell, sizes
+        self.cell, self.sizes, self.ends = cell, sizes, ends
         module = torch.nn.Module()
         ours = ("reset_parameters", "input_projection")
         for param in cell.params:
@@ -68,6 +75,9 @@ class _Module:
 
     def text(self) -> str:
         lines = [*self._top(), "", "", *self._one(), "", "", *self._layers()]
+        if self.ends is not None:
+            hidden, layers = (int(self.sizes[name]) for name in ("hidden_size", "num_layers"))
+            lines += ["", "", *model(self.layers, self.ends, hidden, layers)]
         return "\n".join(line.rstrip() for line in lines) + "\n"
 
     def _top(self) -> list[str]:
@@ -87,6 +97,7 @@ class _Module:
             "",
             "from __future__ import annotations",
             "",
+            *(["import json", ""] if self.ends is not None else []),
             "import torch",
             "from torch import nn",
         ]

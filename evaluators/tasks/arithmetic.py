@@ -65,6 +65,7 @@ class Arithmetic(GeneratedTask):
         # 17: twice the largest operand must fit 64 bits, and 10**18 - 1 doubled nearly fills them.
         self.digits = whole(self.name, "digits", digits, 1, 17)
         self.distractors = switch(self.name, "distractors", distractors)
+        self.vocabulary = tuple(ALPHABET)
         self.input_width = self.output_width = len(ALPHABET)
         super().__init__(
             digits=self.digits,

@@ -20,3 +20,4 @@ class JSB(MusicTask):
 
     name = "jsb"
     data_set = "jsb"
+    beats = 1.0

@@ -35,6 +35,7 @@ class MusicTask(Task):
     unit = "nll"
     input_kind = "frames"
     data_set: ClassVar[str]
+    beats: ClassVar[float] = 0.5  # quarter notes in a frame
 
     def __init__(
         self,

@@ -176,7 +176,8 @@ class CorpusTask(Task):
             eval_batch_size=self._eval_batch,
         )
         arrays = data.load(self.data_set)
-        self.input_width = self.output_width = len(arrays["vocab"])
+        self.vocabulary = tuple(str(symbol) for symbol in arrays["vocab"])
+        self.input_width = self.output_width = len(self.vocabulary)
         # A limit keeps the beginning: a quick search and a long one then agree on what they share.
         self._text = {split: arrays[split][:most] for split, most in kept.items()}
         self.epoch_steps = -(-len(self._text["train"]) // (self.batch_size * self.unroll))

@@ -50,6 +50,7 @@ class XML(GeneratedTask):
         eval_batch_size: int = 100,
     ) -> None:
         """valid_size, test_size: characters of text."""
+        self.vocabulary = tuple(ALPHABET)
         self.input_width = self.output_width = len(ALPHABET)
         super().__init__(
             batch_size=batch_size,

@@ -1,0 +1,102 @@
+"""`cellsearch export` and `cellsearch sample`: cells and trained models as files, and what those
+models make up."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellgraph.exporters import FORMATS, write, write_file
+from cellgraph.exporters.torch_model import Ends
+from search.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.trained import Retrained
+
+WEIGHTS = ".safetensors"  #: how the file of a trained model ends
+#: Arguments of a layer that is made of a cell alone.
+SIZES = ("input_size", "hidden_size", "num_layers", "bidirectional")
+
+
+def export(options: argparse.Namespace, say: Callable[[int, int], None]) -> Iterator[str]:
+    """Do it; yields the lines that tell of it. `say`: steps done, and the steps of a training.
+    Raises CellError, DataError, SearchError."""
+    sizes = {name: v for name in SIZES if (v := getattr(options, name)) is not None}
+    if options.weights is None:
+        if options.task is not None:
+            raise SearchError("--task says whose training, expected --weights best beside it")
+        made = write(
+            options.target, options.out, options.format, overwrite=options.force, sizes=sizes
+        )
+    else:
+        if sizes:
+            raise SearchError("a trained model has its sizes, expected none beside --weights")
+        weights = Path(options.out).with_suffix(WEIGHTS)
+        if weights.exists() and not options.force:
+            raise SearchError(f"{weights} exists, expected a new path (or --force)")
+        if options.format not in FORMATS:  # said before the training, not after it
+            raise SearchError(
+                f"no export format {options.format!r}, expected one of {', '.join(FORMATS)}"
+            )
+        model = _trained(options, say)
+        task = model.best.stage.task
+        ends = Ends(task.input_kind, task.input_width, task.output_width)
+        layers = model.model.layers
+        made = write(layers, options.out, options.format, overwrite=options.force, ends=ends)
+        write_file(weights, model.dump(), overwrite=options.force)
+        yield _told(model)
+        yield str(weights)
+    yield str(made.path)
+    yield from map(str, made.beside)
+    if made.difference is not None:
+        yield f"checked against the interpreter: largest difference {made.difference:.1e}"
+
+
+def _trained(options: argparse.Namespace, say: Callable[[int, int], None]) -> Retrained:
+    from search import trained  # torch, which a cell alone does not need
+
+    run, colon, key = options.target.rpartition(":")
+    if not colon or not run:
+        raise SearchError(
+            f"{options.target} is a cell without a training, expected RUN:KEY beside --weights"
+        )
+    return trained.retrain(trained.best(run, key, options.task), say)
+
+
+def _told(model: Retrained) -> str:
+    best = model.best
+    metric = best.stage.task.metric
+    state = "as in the run"
+    if not model.same:
+        value = model.record["metrics"][metric]
+        state = f"here {value:.6g}: another kind of CPU, or other versions"
+    return (
+        f"{best.cell.name} {best.key[:8]}, trained on {best.stage.name} with {best.setting.id}: "
+        f"{metric} {best.value:.6g} on validation data, {state}"
+    )
+
+
+def sample(options: argparse.Namespace) -> str | Path:
+    """Text, or the path of the file that was written. Raises DataError, SearchError, CellError."""
+    from evaluators import sample as sampling
+    from evaluators import saved
+
+    if Path(options.file).suffix != WEIGHTS:
+        raise SearchError(f"{options.file} is no file of weights, expected one in {WEIGHTS}")
+    found = saved.load(options.file)
+    if options.task not in (None, found.about.family):
+        raise SearchError(
+            f"{options.file} was trained on {found.about.task}, expected a model of {options.task}"
+        )
+    drawn = (options.length, options.temperature, options.seed)
+    if found.about.beats is None:
+        text = sampling.text(found, *drawn, options.prompt)
+        if options.out is None:
+            return text
+        return write_file(Path(options.out), text.encode())
+    if options.out is None:
+        raise SearchError("music goes into a file, expected --out FILE.mid")
+    roll = sampling.frames(found, *drawn)
+    return write_file(Path(options.out), sampling.midi(roll, found.about.beats))
