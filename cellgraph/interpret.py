@@ -84,7 +84,13 @@ def unroll(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """All time steps. `x` (T, B, X); returns the outputs (T, B, H) and the last states. `params` as
     they are stored."""
-    params = effective(cell, params)
+    return run(cell, effective(cell, params), x, state)
+
+
+def run(
+    cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `unroll`, for parameters that are effective, as backends are given them."""
     outputs = []
     current = tuple(state)
     for x_t in x:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cellgraph import layer as layers
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.interpret import unroll
+from cellgraph.interpret import run
 from cellgraph.layer import CellLayer
 
 STEPS, ROWS = (1, 7, 50), (1, 3)
@@ -82,7 +82,7 @@ class Interpreter:
         """As `eager.Runner`, for sequences of one length that are not looked up."""
         if mask is not None or tokens is not None:
             raise CellError("the interpreter takes sequences of one length, and no tokens")
-        y, last = unroll(self.cell, params, x, [value[0] for value in state])
+        y, last = run(self.cell, params, x, [value[0] for value in state])
         return y, tuple(value.unsqueeze(0) for value in last)
 
 
