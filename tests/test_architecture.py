@@ -23,7 +23,7 @@ ALLOWED = {
 # Files of cellgraph that touch tensors; all others are free of torch.
 TENSORS = (
     *("interpret.py", "backends.py", "eager.py", "native.py", "bound.py", "tensors.py"),
-    *("layer.py", "scan.py", "torch_source.py", "check.py", "torch_check.py"),
+    *("layer.py", "scan.py", "torch_source.py", "check.py", "torch_check.py", "onnx_check.py"),
 )
 
 

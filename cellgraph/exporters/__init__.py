@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,31 @@ def _check_torch(design: Design, path: Path) -> float:
     return torch_check.difference(design.layer, path, camel(design.cell.name))
 
 
+def _onnx(design: Design) -> Mapping[str, bytes]:
+    _need("onnx", "onnx", "onnxruntime")
+    from cellgraph.exporters import onnx_graph  # imports an optional package
+
+    return {"": onnx_graph.render(design.layer)}
+
+
+def _check_onnx(design: Design, path: Path) -> float:
+    from cellgraph.exporters import onnx_check
+
+    return onnx_check.difference(design.layer, path)
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Raise `CellError` unless the packages of an extra are installed."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise CellError(
+                f"the package {module} cannot be imported ({error}), "
+                f"expected it installed: pip install 'cellsearch[{extra}]'"
+            ) from None
+
+
 #: What `export` writes, by the name of the format.
 FORMATS: dict[str, Format] = {
     "cell": Format("notation", _text(lambda design: str(design.cell))),
@@ -93,6 +119,7 @@ FORMATS: dict[str, Format] = {
         _text(lambda d: torch_source.render(d.cell, d.sizes, d.widths, d.ends)),
         _check_torch,
     ),
+    "onnx": Format("an ONNX file with the weights, for any runtime", _onnx, _check_onnx),
     "nasbench": Format(
         "a recipe of NAS-Bench-NLP, of a cell that is one",
         _text(lambda design: to_json(recipe(design.cell))),
@@ -120,12 +147,14 @@ def export(
 ) -> Path:
     """Write a cell or a layer to `path` in one of `FORMATS`; returns the path.
 
-    `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
-    the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
-    its sizes become the defaults of that constructor; its weights are not in the file, and go over
-    by `exported.load_state_dict(layer.state_dict())`. `"nasbench"` is a recipe of NAS-Bench-NLP in
-    JSON, of a cell that is one (see `cellgraph.recipe`). Text and paths are read by
-    `cellgraph.load`.
+    `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with the
+    constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer, its
+    sizes become the defaults of that constructor; its weights are not in the file, and go over by
+    `exported.load_state_dict(layer.state_dict())`. `"onnx"` is an ONNX file with the weights: one
+    `Scan` over time for every layer and direction, in float32, for any number of steps and rows; it
+    takes x (T, B, X) and a state s_0 for each of the cell, and gives y and the last states s_n. It
+    needs the extra `onnx`. `"nasbench"` is a recipe of NAS-Bench-NLP in JSON, of a cell that is one
+    (see `cellgraph.recipe`). Text and paths are read by `cellgraph.load`.
 
     What computes is compared with the interpreter first. The file appears complete and checked, or
     not at all. Raises `CellError` for an unknown format or option, a file that is there already

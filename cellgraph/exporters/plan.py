@@ -34,10 +34,9 @@ class Plan:
         slots = iter(range(schedule.size, 2 * schedule.size))
         before, step = _unfused(schedule.before, slots), _unfused(schedule.step, slots)
         self.source = {out: i for i in (*before, *step) for out in outs(i)}
-        self.timed = self._timed(schedule, before)
+        self.timed = timed(schedule, before)
         self.hoisted = frozenset(out for i in before for out in outs(i))
-        rank = self._ranks([*(s for _, s in schedule.names), *self.ends, schedule.output])
-        before, step = _ordered(before, rank), _ordered(step, rank)
+        before, step = in_text_order(schedule, before, step)
         self.source = {out: i for i in (*before, *step) for out in outs(i)}
         self.lines = self._lines([*before, *step], schedule.output)
         self.before = [i for i in before if outs(i)[0] in self.lines]
@@ -54,31 +53,6 @@ class Plan:
             else:
                 found.append(arg)
         return found
-
-    @staticmethod
-    def _timed(schedule: Schedule, before: Iterable[Instruction]) -> frozenset[int]:
-        """The slots with a time axis before the loop: x, and what depends on it but on no state."""
-        timed = set(schedule.inputs)
-        for instruction in before:
-            if any(a in timed for a in args(instruction)):
-                timed.update(outs(instruction))
-        return frozenset(timed)
-
-    def _ranks(self, wanted: Iterable[int]) -> dict[int, int]:
-        """Computed slots in the order in which the wanted ones, one after the other, need them."""
-        rank: dict[int, int] = {}
-        for root in wanted:
-            stack = [(root, False)]
-            while stack:
-                slot, done = stack.pop()
-                if slot in rank or slot not in self.source:
-                    continue
-                if done:
-                    rank[slot] = len(rank)
-                else:
-                    stack.append((slot, True))
-                    stack.extend((a, False) for a in reversed(args(self.source[slot])))
-        return rank
 
     def _lines(self, program: Sequence[Instruction], output: int) -> frozenset[int]:
         """What the text names, what the loop hands on, what is used twice, and what is too long."""
@@ -111,7 +85,26 @@ def outs(instruction: Instruction) -> tuple[int, ...]:
 
 def args(instruction: Instruction) -> tuple[int, ...]:
     """The slots that an instruction reads."""
-    return instruction.args if isinstance(instruction, Pointwise) else (instruction.operand,)
+    if isinstance(instruction, Pointwise):
+        return instruction.args
+    return (instruction.operand, *instruction.bases)
+
+
+def needs(instruction: Instruction, slot: int) -> tuple[int, ...]:
+    """The slots that an instruction reads for one of those it sets."""
+    if isinstance(instruction, Pointwise):
+        return instruction.args
+    own = instruction.outs.index(slot)
+    return (instruction.operand, *instruction.bases[own : own + 1])
+
+
+def timed(schedule: Schedule, before: Iterable[Instruction]) -> frozenset[int]:
+    """The slots with a time axis before the loop: x, and what depends on it but on no state."""
+    found = set(schedule.inputs)
+    for instruction in before:
+        if any(a in found for a in args(instruction)):
+            found.update(outs(instruction))
+    return frozenset(found)
 
 
 def _unfused(program: Iterable[Instruction], fresh: Iterator[int]) -> list[Instruction]:
@@ -140,21 +133,48 @@ def _unfused(program: Iterable[Instruction], fresh: Iterator[int]) -> list[Instr
     return plain
 
 
+def in_text_order(
+    schedule: Schedule, before: Sequence[Instruction], step: Sequence[Instruction]
+) -> tuple[list[Instruction], list[Instruction]]:
+    """The instructions outside and inside the loop in the order in which the text, line by line,
+    needs what they set; and so the matrices of a product."""
+    source = {out: i for i in (*before, *step) for out in outs(i)}
+    rank: dict[int, int] = {}
+    ends = (slot for _, slot in schedule.nexts)
+    for root in (*(slot for _, slot in schedule.names), *ends, schedule.output):
+        stack = [(root, False)]
+        while stack:
+            slot, done = stack.pop()
+            if slot in rank or slot not in source:
+                continue
+            if done:
+                rank[slot] = len(rank)
+            else:
+                stack.append((slot, True))
+                stack.extend((a, False) for a in reversed(needs(source[slot], slot)))
+    return _ordered(before, rank), _ordered(step, rank)
+
+
 def _ordered(program: Iterable[Instruction], rank: dict[int, int]) -> list[Instruction]:
     """The instructions by rank, and by rank the matrices of a product.
 
-    Whatever an instruction reads ranks below all it sets, so every order by rank can be run.
+    Whatever an instruction reads ranks below all it sets, so every order by rank can be run: what
+    does not, a base of another sum, is known before the loop.
     """
     ordered: list[Instruction] = []
     for instruction in sorted(program, key=lambda i: min(rank[out] for out in outs(i))):
-        if isinstance(instruction, Product):
-            pairs = sorted(
-                zip(instruction.outs, instruction.matrices, strict=True), key=lambda p: rank[p[0]]
-            )
-            parts, matrices = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
-            ordered.append(replace(instruction, outs=parts, matrices=matrices))
-        else:
+        if isinstance(instruction, Pointwise):
             ordered.append(instruction)
+            continue
+        order = sorted(range(len(instruction.outs)), key=lambda k: rank[instruction.outs[k]])
+        ordered.append(
+            Product(
+                matrices=tuple(instruction.matrices[k] for k in order),
+                operand=instruction.operand,
+                outs=tuple(instruction.outs[k] for k in order),
+                bases=tuple(instruction.bases[k] for k in order if instruction.bases),
+            )
+        )
     return ordered
 
 

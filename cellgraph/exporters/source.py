@@ -85,11 +85,15 @@ def _infix(left: Source, sign: str, right: object, binds: int) -> Source:
     return Source(f"{left._guarded(binds)} {sign} {other._guarded(binds + 1)}", binds)
 
 
-class Names:
-    """Local names: each given once, none of them a word of Python or of `taken`."""
+#: What a local name of a Python file should not be called.
+PYTHON = (*keyword.kwlist, *dir(builtins))
 
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._words = {*taken, *keyword.kwlist, *dir(builtins)}  # for membership only, as below
+
+class Names:
+    """Local names: each given once, none of them of `taken` or a word of the language."""
+
+    def __init__(self, taken: Iterable[str], words: Iterable[str] = PYTHON) -> None:
+        self._words = {*taken, *words}  # for membership only, as below
         self._taken = set(self._words)
 
     def free(self, name: str) -> bool:
