@@ -1,7 +1,7 @@
 """The layer: a cell as an nn.Module with the shapes and the state conventions of torch.nn.LSTM.
 
-Parameters live here, one `Cell` module per layer and direction; how a sequence is computed is the
-backend's business.
+Parameters live in `parameters.py`, one `Cell` module per layer and direction; how a sequence is
+computed is the backend's business.
 Letters: T time steps, B batch rows, X input width, H output width, D directions, L layers.
 """
 
@@ -18,70 +18,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from cellgraph.backends import BACKENDS, check_backend
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.interpret import effective
+from cellgraph.parameters import Cell
 from cellgraph.sizes import concrete_widths, output_width, whole
-
-
-class Cell(nn.Module):
-    """The parameters of one cell in one layer and direction, under the names of its equations."""
-
-    def __init__(
-        self, cell: CellGraph, input_size: int, widths: Mapping[str, int], factory: dict[str, Any]
-    ) -> None:
-        super().__init__()
-        self.graph = cell
-        self.input_size = input_size
-        self.names = tuple(p.name for p in cell.params)
-        largest = torch.finfo(factory["dtype"] or torch.get_default_dtype()).max
-        for param in cell.params:
-            if param.init is not None and abs(param.init.value) > largest:
-                raise CellError(
-                    f"init {param.name} = {param.init}: expected a number up to {largest:.3g}"
-                )
-            if hasattr(self, param.name) or param.name == "input_projection":
-                raise CellError(
-                    f"parameter {param.name} of cell {cell.name} has the name of an "
-                    "attribute of the module that holds it, expected another name"
-                )
-            self.register_parameter(
-                param.name, nn.Parameter(torch.empty(param.shape(widths), **factory))
-            )
-        # Raw x needs the hidden width: one learned projection, and only where the sizes differ.
-        self.input_projection: nn.Parameter | None = None
-        if input_size != widths["X"]:
-            self.input_projection = nn.Parameter(torch.empty(widths["X"], input_size, **factory))
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """What the cell computes with, by the names of its parameters; see `effective`."""
-        # Past Module.__getattr__, which takes a microsecond for each.
-        held = cast("Mapping[str, Tensor]", self._parameters)
-        stored = {name: held[name] if name in held else getattr(self, name) for name in self.names}
-        return effective(self.graph, stored)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """x as the cell sees it, (…, X)."""
-        return (
-            x if self.input_projection is None else nn.functional.linear(x, self.input_projection)
-        )
-
-    @torch.no_grad()
-    def reset(self, bound: float, generator: torch.Generator | None) -> None:
-        """U[-bound, bound] everywhere, then what the cell declares."""
-        for value in self.parameters():
-            value.uniform_(-bound, bound, generator=generator)
-        for param in self.graph.params:
-            value = getattr(self, param.name)
-            if param.init is not None and param.init.kind == "constant":
-                value.fill_(param.init.value)
-            elif param.init is not None:
-                value.diagonal().add_(param.init.value)
-
-    def extra_repr(self) -> str:
-        text = str(self.graph).rstrip()
-        if self.input_projection is not None:
-            rows, cols = self.input_projection.shape
-            text += f"\nx is projected from {cols} to {rows}, because the cell uses raw x"
-        return text
+from cellgraph.variants import with_projection, without_biases
 
 
 class CellLayer(nn.Module):
@@ -100,9 +39,11 @@ class CellLayer(nn.Module):
         widths: Mapping[str, int] | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        bias: bool = True,
+        proj_size: int = 0,
     ) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell, self.bias, self.proj_size = cell, bias, proj_size
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional, self.backend = (
             batch_first,
@@ -137,9 +78,19 @@ class CellLayer(nn.Module):
         for cell in cast("Iterable[Cell]", self.cells):
             cell.reset(scale / self.hidden_size**0.5, generator)
 
+    def flatten_parameters(self) -> None:
+        """Nothing: programs for torch.nn.LSTM call this, and here there is nothing to gather."""
+
     def extra_repr(self) -> str:
         options = [f"{self.cell.name}, {self.input_size}, {self.hidden_size}"]
-        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "proj_size": 0,
+        }
         options += [
             f"{k}={getattr(self, k)}"
             for k, default in defaults.items()
@@ -177,6 +128,22 @@ class CellLayer(nn.Module):
         elif self.batch_first:
             y = y.transpose(0, 1)
         return y, self._leave_state(last)
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One time step, for streams: the same as a sequence of length 1.
+
+        `x`: (B, X), or (X,) without a batch; `state` as in a call, and so is what comes back behind
+        the output (B, H) or (H,). Raises `CellError` for shapes that do not fit, and for a layer
+        in both directions, whose output would need the steps to come.
+        """
+        if self.bidirectional:
+            raise CellError("a bidirectional layer cannot go step by step, expected one direction")
+        if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise CellError(f"x of a step is {found}, expected (batch, {self.input_size})")
+        time = 1 if self.batch_first and x.dim() == 2 else 0
+        y, last = self(x.unsqueeze(time), state)
+        return y.squeeze(time), last
 
     def lookup(self, table: Tensor, tokens: Tensor, state: Any = None) -> tuple[Any, Any]:
         """The same as a call with x = table[tokens], and faster where tokens outnumber entries.
@@ -310,6 +277,8 @@ def compile(
     bidirectional: bool = False,
     backend: str = "auto",
     *,
+    bias: bool = True,
+    proj_size: int = 0,
     widths: Mapping[str, int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -317,18 +286,37 @@ def compile(
     """A cell, or whatever `cellgraph.load` takes, as a recurrent layer that stands in for
     torch.nn.LSTM.
 
-    `dropout` acts between layers; `widths` gives the size of every width that the cell declares
-    besides H. Parameters are `layer.cells[i].NAME`, i counting layers and, within a layer,
-    directions. Raises `CellError`.
+    `dropout` acts between layers. `bias=False` leaves out the vectors that the cell only adds (see
+    `variants.biases`), the biases of its gates. `proj_size` is the width of the output of a cell
+    that projects it, such as lstm_projection_torch; `widths` gives the size of every width that
+    the cell declares besides H. What stands behind `num_layers` is best given by name: torch has
+    `bias` there, and it would be taken for `batch_first`.
+
+    Parameters are `layer.cells[i].NAME`, i counting layers and, within a layer, directions. Raises
+    `CellError`.
     """
     from cellgraph import load
 
     if not isinstance(cell, CellGraph):
         cell = load(cell)
-    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+    if (
+        not isinstance(dropout, (int, float))
+        or isinstance(dropout, bool)
+        or not 0.0 <= dropout < 1.0
+    ):
         raise CellError(f"dropout is {dropout!r}, expected a number from 0 up to, not including, 1")
+    flags = {"batch_first": batch_first, "bidirectional": bidirectional, "bias": bias}
+    for name, flag in flags.items():
+        if flag not in (True, False):
+            raise CellError(f"{name} is {flag!r}, expected True or False")
+    if proj_size != 0:
+        proj_size = whole("proj_size", proj_size)
+        cell, width = with_projection(cell)
+        if width in (widths or {}):
+            raise CellError(f"width {width} and proj_size are one size, expected only one of them")
+        widths = {**(widths or {}), width: proj_size}
     return CellLayer(
-        cell,
+        cell if bias else without_biases(cell),
         whole("input_size", input_size),
         whole("hidden_size", hidden_size),
         whole("num_layers", num_layers),
@@ -339,4 +327,6 @@ def compile(
         widths,
         device,
         dtype,
+        bias,
+        proj_size,
     )

@@ -24,7 +24,7 @@ from cellgraph.backends import compiled
 from cellgraph.kernels import native
 from cellgraph.kernels.bound import Bound
 from cellgraph.kernels.tensors import check_tokens
-from cellgraph.layer import Cell
+from cellgraph.parameters import Cell
 from evaluators.model import Model, scored_steps
 from evaluators.task import Batch, Task
 

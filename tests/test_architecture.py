@@ -23,7 +23,8 @@ ALLOWED = {
 # Files of cellgraph that touch tensors; all others are free of torch.
 TENSORS = (
     *("interpret.py", "backends.py", "eager.py", "native.py", "bound.py", "tensors.py"),
-    *("layer.py", "scan.py", "torch_source.py", "check.py", "torch_check.py", "onnx_check.py"),
+    *("layer.py", "parameters.py", "torch_layers.py", "scan.py", "torch_source.py", "check.py"),
+    *("torch_check.py", "torch_only.py", "onnx_check.py", "loop.py", "pt2.py"),
 )
 
 

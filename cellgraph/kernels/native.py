@@ -27,7 +27,7 @@ from cellgraph.kernels.layout import SIZES, Layout, layout
 from cellgraph.kernels.matrix import Matrices
 from cellgraph.kernels.plan import Plan, Product
 from cellgraph.kernels.planner import plan
-from cellgraph.kernels.tensors import checked, plain
+from cellgraph.kernels.tensors import checked, fits, plain
 
 DTYPES = (torch.float32, torch.float64)
 CHUNK_ROWS = 64  #: rows of hoisted products that a pass without gradients computes at a time
@@ -365,17 +365,19 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, batch: Batch, *tensors: Tensor) -> tuple[Tensor, ...]:
         output, last, kept, sizes = kernel.forward(batch, tensors, recording=True)
-        ctx.call, ctx.kept = (kernel, batch, sizes), kept
-        ctx.save_for_backward(*tensors)
+        ctx.call, ctx.consumed = (kernel, batch, sizes), False
+        # Saved as what torch knows of, so that checkpoints drop it and hooks move it elsewhere.
+        ctx.save_for_backward(kept, *tensors)
         ctx.set_materialize_grads(False)
         return (output, *last)
 
     @staticmethod
     def backward(ctx: Any, output: Tensor | None, *last: Tensor | None) -> Any:
-        tensors, (kernel, batch, sizes) = ctx.saved_tensors, ctx.call
-        kept, ctx.kept = ctx.kept, None
-        if kept is None:  # a second time through the same graph
+        (kept, *tensors), (kernel, batch, sizes) = ctx.saved_tensors, ctx.call
+        # A second time through the same graph, or after hooks that give back something else.
+        if ctx.consumed or not fits(kept, kernel.dtype, sizes.tape + sum(sizes.histories)):
             kept = kernel.forward(batch, tensors, recording=True).kept
+        ctx.consumed = True
         wanted = ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
             grads = kernel.backward(batch, tensors, kept, sizes, wanted, output, last)

@@ -39,6 +39,12 @@ def plain(*tensors: Tensor) -> bool:
     )
 
 
+def fits(tensor: Tensor, dtype: torch.dtype, length: int) -> bool:
+    """Does code find so many numbers of this type at its address?"""
+    memory = tensor.is_cpu and plain(tensor) and tensor.is_contiguous()
+    return memory and tensor.dtype == dtype and tensor.shape == (length,)
+
+
 def transformed() -> bool:
     """Is a transformation of torch.func, or a batch of gradients, on its way?"""
     return torch._C._functorch.peek_interpreter_stack() is not None

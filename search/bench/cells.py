@@ -19,7 +19,7 @@ from cellgraph import CellGraph
 from cellgraph.backends import Native
 from cellgraph.graph import INPUT, MATMUL, PARAM, STATE, depends_on
 from cellgraph.interpret import unroll
-from cellgraph.layer import Cell
+from cellgraph.parameters import Cell
 from cellgraph.sizes import concrete_widths
 from search.bench.population import mutants, named
 from search.bench.rates import Yardstick
