@@ -5,8 +5,8 @@ PyTorch layers.
     layer = cellgraph.compile(cell, input_size=32, hidden_size=64)
     y, state = layer(x)                               # shapes and state of torch.nn.LSTM
 
-Reading, printing and mutating need no torch; `compile`, `export` and `interpret` import it on first
-use.
+Reading, printing and mutating need no torch; `compile`, `from_torch`, `export` and `interpret`
+import it on first use.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
     from cellgraph.exporters import export
     from cellgraph.fingerprints import fingerprint, same_function
     from cellgraph.layer import CellLayer, compile
+    from cellgraph.torch_layers import from_torch, to_torch
 
 _LAZY = {
     "CellLayer": "layer",
     "compile": "layer",
     "export": "exporters",
     "fingerprint": "fingerprints",
+    "from_torch": "torch_layers",
+    "to_torch": "torch_layers",
     "same_function": "fingerprints",
 }
 
@@ -72,6 +75,7 @@ __all__ = [
     "flops_per_step",
     "from_networkx",
     "from_recipe",
+    "from_torch",
     "hidden_size_for",
     "load",
     "mutate",
@@ -82,6 +86,7 @@ __all__ = [
     "sample_recipe",
     "simplify",
     "to_networkx",
+    "to_torch",
     "viable",
     "zoo",
 ]
