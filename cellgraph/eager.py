@@ -49,7 +49,7 @@ class Runner:
         for name, slot in schedule.params:
             slots[slot] = params[name]
         for instruction in schedule.before:
-            _run_before(instruction, params, slots)
+            run_before(instruction, params, slots)
 
         rows, hoisted = x.shape[1], slots[schedule.output]
         for slot in schedule.fixed:
@@ -91,7 +91,7 @@ def _while_running(
     return [torch.where(mask[t], n, o) for n, o in zip(new, old, strict=True)]
 
 
-def _stack(product: Product, params: Mapping[str, Tensor]) -> Tensor:
+def stack(product: Product, params: Mapping[str, Tensor]) -> Tensor:
     """The matrices of a product on top of each other, (N, K)."""
     return (
         torch.cat([params[m] for m in product.matrices])
@@ -100,7 +100,7 @@ def _stack(product: Product, params: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _run_before(
+def run_before(
     instruction: Pointwise | Product, params: Mapping[str, Tensor], slots: list[Tensor]
 ) -> None:
     """One instruction for all time steps at once."""
@@ -108,7 +108,7 @@ def _run_before(
         args = (slots[a] for a in instruction.args)
         slots[instruction.out] = OPS[instruction.op].eager(torch, *args)
         return
-    stacked = functional.linear(slots[instruction.operand], _stack(instruction, params))
+    stacked = functional.linear(slots[instruction.operand], stack(instruction, params))
     parts = stacked.split([params[m].shape[0] for m in instruction.matrices], dim=-1)  # (T, B, H)
     for slot, part in zip(instruction.outs, parts, strict=True):
         slots[slot] = part
@@ -135,7 +135,7 @@ def _compiled(
 
         return binary
 
-    weight = _stack(instruction, params).t()  # (K, N)
+    weight = stack(instruction, params).t()  # (K, N)
     operand, outs = instruction.operand, instruction.outs
     sizes = [params[m].shape[0] for m in instruction.matrices]
     bases: tuple[Tensor, ...] = ()

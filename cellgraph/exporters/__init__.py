@@ -111,6 +111,18 @@ def _need(extra: str, *modules: str) -> None:
             ) from None
 
 
+def _render_pt2(design: Design) -> Mapping[str, bytes]:
+    from cellgraph.exporters import pt2  # text alone needs no torch.export
+
+    return pt2.render(design.layer)
+
+
+def _check_pt2(design: Design, path: Path) -> float:
+    from cellgraph.exporters import pt2
+
+    return pt2.difference(design.layer, path)
+
+
 #: What `export` writes, by the name of the format.
 FORMATS: dict[str, Format] = {
     "cell": Format("notation", _text(lambda design: str(design.cell))),
@@ -120,6 +132,9 @@ FORMATS: dict[str, Format] = {
         _check_torch,
     ),
     "onnx": Format("an ONNX file with the weights, for any runtime", _onnx, _check_onnx),
+    "pt2": Format(
+        "a torch.export program for any T and B, weights inside", _render_pt2, _check_pt2
+    ),
     "nasbench": Format(
         "a recipe of NAS-Bench-NLP, of a cell that is one",
         _text(lambda design: to_json(recipe(design.cell))),
@@ -155,6 +170,14 @@ def export(
     takes x (T, B, X) and a state s_0 for each of the cell, and gives y and the last states s_n. It
     needs the extra `onnx`. `"nasbench"` is a recipe of NAS-Bench-NLP in JSON, of a cell that is one
     (see `cellgraph.recipe`). Text and paths are read by `cellgraph.load`.
+    `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
+    the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
+    its sizes become the defaults of that constructor; its weights are not in the file, and go over
+    by `exported.load_state_dict(layer.state_dict())`. `"pt2"` is a program of torch.export with the
+    weights inside, for inference with any number of steps and rows:
+    `torch.export.load(path).module()(x, state)`. `"nasbench"` is a recipe of NAS-Bench-NLP in
+    JSON, of a cell that is one (see `cellgraph.recipe`). Text and paths are read by
+    `cellgraph.load`.
 
     What computes is compared with the interpreter first. The file appears complete and checked, or
     not at all. Raises `CellError` for an unknown format or option, a file that is there already
