@@ -54,7 +54,7 @@ class _TorchOnly:
         self.owner = 0
 
     def ask(self, question: bytes) -> bytes:
-        """One message there, one back; empty where the process has ended."""
+        """One message there, one back; empty where the process ends over it."""
         with self.lock:
             process = self._running()
             assert process.stdin is not None  # noqa: S101  # for mypy: both are pipes
@@ -62,14 +62,19 @@ class _TorchOnly:
             try:
                 process.stdin.write(len(question).to_bytes(8, "big") + question)
                 process.stdin.flush()
-                return process.stdout.read(int.from_bytes(process.stdout.read(8), "big"))
+                answer = process.stdout.read(int.from_bytes(process.stdout.read(8), "big"))
             except BrokenPipeError:
-                return b""
+                answer = b""
+            if not answer:
+                _end(process, self.owner)
+            return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
         # A forked process shares the pipes of its parent, and must not use them.
-        if self.process is not None and self.owner == os.getpid() and self.process.poll() is None:
-            return self.process
+        if self.process is not None and self.owner == os.getpid():
+            if self.process.poll() is None:
+                return self.process
+            _end(self.process, self.owner)
         # -P: a file torch.py in the current folder is not torch.
         command = [sys.executable, "-P", "-c", SERVER]
         self.process = subprocess.Popen(  # noqa: S603  # our own text
@@ -98,6 +103,9 @@ def run(path: Path, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     found = torch.load(io.BytesIO(answer), weights_only=True) if answer else "it ended"
     if isinstance(found, str):
         reason = found.partition("\n")[0]
-        raise CellError(f"{path.name} does not run in a process with only torch: {reason}")
+        raise CellError(
+            f"{path.name} does not run in a process with only torch ({reason}), "
+            "expected a program of torch.export"
+        )
     results: list[Any] = found
     return results

@@ -430,7 +430,7 @@ def test_nothing_remains_of_a_write_that_fails(
 @pytest.mark.parametrize(
     ("source", "format", "message"),
     [
-        ("gru", "pth", "no export format 'pth', expected one of cell, torch"),
+        ("gru", "xyz", "no export format 'xyz', expected one of cell, torch"),
         ("gru", "Torch", "no export format 'Torch' (did you mean torch?), expected one of"),
         ("guru", "torch", "no cell named 'guru' (did you mean gru?)"),
         (3, "torch", "a int cannot be exported, expected a cell or a layer"),
