@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -471,10 +470,12 @@ def test_hooks_that_give_back_copies(backend: str) -> None:
             assert_close(gradients(results, over), wanted, 1e-5)
 
 
-LOW = [torch.float16, torch.bfloat16]
+#: Every cell in bfloat16, some in the type that overflows.
+LOW = [(name, torch.bfloat16) for name in cg.zoo.names()]
+LOW += [(name, torch.float16) for name in ("gru", "lstm", "mut1", "slstm", "min_gru_log")]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*itertools.product(cg.zoo.names(), LOW)])
+@pytest.mark.parametrize(("name", "dtype"), LOW)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     layer = cg.compile(name, X, H)
     low = copy.deepcopy(layer).to(dtype)
@@ -487,7 +488,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     assert any(p.grad is not None for p in low.parameters())
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*itertools.product(cg.zoo.names(), LOW)])
+@pytest.mark.parametrize(("name", "dtype"), LOW)
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     layer = cg.compile(name, X, H, 2)
     x = torch.rand(3, 2, X)
