@@ -19,7 +19,8 @@ from cellgraph.exporters.onnx_scan import Recurrence
 from cellgraph.exporters.source import Names
 
 if TYPE_CHECKING:
-    from cellgraph.layer import Cell, CellLayer
+    from cellgraph.layer import CellLayer
+from cellgraph.parameters import Cell
 
 #: The version of the file format that appeared with the operators of `OPSET`.
 IR_VERSION = 8
