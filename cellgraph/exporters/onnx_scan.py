@@ -23,7 +23,7 @@ from cellgraph.ops import OPS
 from cellgraph.schedule import Pointwise, Product, Schedule, lower
 
 if TYPE_CHECKING:
-    from cellgraph.layer import Cell
+    from cellgraph.parameters import Cell
 
 
 class Recurrence:

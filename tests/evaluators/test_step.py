@@ -295,7 +295,7 @@ def test_the_order_of_calls() -> None:
 def _fed(monkeypatch: pytest.MonkeyPatch, model: Model, y: Tensor) -> Tensor:
     """Have the head of `model` read y, (T, B, H); returns y as a leaf."""
     y.requires_grad_()
-    monkeypatch.setattr(model, "_outputs", lambda inputs, state: (y, None))
+    monkeypatch.setattr(model, "outputs", lambda inputs, state: (y, None))
     return y
 
 
