@@ -109,7 +109,8 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument(
         "--format",
         required=True,
-        help="torch (a .py file that needs only torch), cell or nasbench (a recipe, if it is one)",
+        help="torch (a .py file that needs only torch), onnx, pt2 (torch.export), cell (notation) or "
+        "nasbench (a recipe, if it is one)",
     )
     made.add_argument("--out", required=True, help="the file to write")
     made.add_argument("--force", action="store_true", help="replace an existing file")
