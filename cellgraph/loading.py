@@ -1,5 +1,5 @@
-"""Where cells come from: a zoo name, a file (notation, or a recipe in JSON), or RUN:KEY for a cell
-that a search found."""
+"""Where cells come from: a zoo name, a file (notation, or a recipe or a graph in JSON), or RUN:KEY
+for a cell that a search found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ JOURNAL = "journal.sqlite"
 
 def load(name: str | Path, constants: Mapping[str, float] | None = None) -> CellGraph:
     """The cell behind a zoo name (`gru`), a path to a `.cell` file or to a recipe of NAS-Bench-NLP
-    (`.json`), or `RUN:KEY` with a run directory and the first digits of a key. Raises `CellError`.
+    or an exported graph (`.json`), or `RUN:KEY` with a run directory and the first digits of a key.
+    Raises `CellError`.
 
     `constants` overrides numbers that its text declares: `load("janet", constants={"beta": 2.0})`;
     see `constants`. The cell of a recipe is called like its file.
@@ -59,7 +60,7 @@ def _from_file(
     path: Path, constants: Mapping[str, float] | None
 ) -> tuple[CellGraph, dict[str, float]]:
     json = path.suffix == ".json"
-    expected = "a recipe in a .json file" if json else "a .cell file"
+    expected = "a recipe or a graph in a .json file" if json else "a .cell file"
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise CellError(f"{path} is no ordinary file, expected {expected}")
@@ -69,7 +70,7 @@ def _from_file(
             )
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeError:  # also of a path that no file system can have
-        what = "a recipe" if json else "notation"
+        what = "JSON" if json else "notation"
         raise CellError(f"{str(path)!r} is not text, expected {what} in UTF-8") from None
     except OSError as error:
         raise CellError(f"{path} cannot be read ({error.strerror}), expected {expected}") from None

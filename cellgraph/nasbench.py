@@ -12,7 +12,8 @@ the layer emits. What the released code does, and what cells read here therefore
   only where it is as wide as the cell, as anywhere in this notation.
 
 Sums and products have two inputs: the released code fails where there are more. The way back, from
-a cell to a recipe, is `recipes.py`; random recipes are `sampling.py`.
+a cell to a recipe, is `recipes.py`; random recipes are `sampling.py`. A file in JSON may hold a
+graph in node-link form instead, which `node_link.py` reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import reduce
 from itertools import chain, count
 from typing import Any
 
+from cellgraph import node_link
 from cellgraph.errors import CellError, closest
 from cellgraph.graph import (
     CONST,
@@ -75,26 +77,35 @@ def port(name: str) -> tuple[str, int] | None:
 
 
 def loads(text: str, name: str) -> CellGraph:
-    """The cell of a recipe in JSON. Raises `CellError` with the line where it is no JSON."""
+    """The cell of a text in JSON: a recipe, or a graph as `node_link.py` writes it, which says so.
+    Raises `CellError` with the line where it is no JSON."""
+    document = _document(text)
+    if node_link.marked(document):
+        return node_link.read(document)
     if len(text) > MAX_TEXT:
         raise CellError(f"a text of {len(text)} characters, expected at most {MAX_TEXT}")
+    return from_recipe(document, name)
+
+
+def _document(text: str) -> Any:
     try:
-        recipe = json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         lines = text.split("\n")
         raise CellError(
-            f"{error.msg}, expected a recipe in JSON",
+            f"{error.msg}, expected a recipe or a graph in JSON",
             line=error.lineno,
             column=error.colno - 1,
             source=lines[error.lineno - 1],
         ) from None
     except RecursionError:
-        raise CellError("brackets are nested too deeply, expected a recipe in JSON") from None
+        raise CellError(
+            "brackets are nested too deeply, expected a recipe or a graph in JSON"
+        ) from None
     except CellError:
         raise
     except ValueError as error:  # a number of thousands of digits
-        raise CellError(f"{error}, expected a recipe in JSON") from None
-    return from_recipe(recipe, name)
+        raise CellError(f"{error}, expected a recipe or a graph in JSON") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellgraph import node_link
 from cellgraph.errors import CellError, closest
-from cellgraph.exporters import torch_source
+from cellgraph.exporters import dot, latex, svg, torch_source
 from cellgraph.exporters.source import camel
 from cellgraph.exporters.torch_model import Ends
 from cellgraph.graph import CellGraph
@@ -135,6 +136,18 @@ FORMATS: dict[str, Format] = {
     "pt2": Format(
         "a torch.export program for any T and B, weights inside", _render_pt2, _check_pt2
     ),
+    "latex": Format(
+        "equations and a TikZ picture of one step, a document that compiles",
+        _text(lambda design: latex.render(design.cell)),
+    ),
+    "svg": Format("a picture of one step", _text(lambda design: svg.render(design.cell))),
+    "dot": Format(
+        "a picture of one step for Graphviz", _text(lambda design: dot.render(design.cell))
+    ),
+    "json": Format(
+        "the graph in node-link form, which `load` reads",
+        _text(lambda design: node_link.dumps(design.cell)),
+    ),
     "nasbench": Format(
         "a recipe of NAS-Bench-NLP, of a cell that is one",
         _text(lambda design: to_json(recipe(design.cell))),
@@ -173,11 +186,12 @@ def export(
     `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
     the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
     its sizes become the defaults of that constructor; its weights are not in the file, and go over
-    by `exported.load_state_dict(layer.state_dict())`. `"pt2"` is a program of torch.export with the
-    weights inside, for inference with any number of steps and rows:
-    `torch.export.load(path).module()(x, state)`. `"nasbench"` is a recipe of NAS-Bench-NLP in
-    JSON, of a cell that is one (see `cellgraph.recipe`). Text and paths are read by
-    `cellgraph.load`.
+    by `exported.load_state_dict(layer.state_dict())`. `"onnx"` and `"pt2"` hold the weights, for
+    inference with any number of steps and rows; the latter is a program of torch.export:
+    `torch.export.load(path).module()(x, state)`. `"latex"`, `"svg"` and `"dot"` show the
+    cell: its equations with a picture of one step, and that picture alone. `"json"` is the graph in
+    the node-link form of networkx, `"nasbench"` a recipe of NAS-Bench-NLP in JSON, of a cell that
+    is one (see `cellgraph.recipe`); `cellgraph.load` reads both, as it reads text and paths here.
 
     What computes is compared with the interpreter first. The file appears complete and checked, or
     not at all. Raises `CellError` for an unknown format or option, a file that is there already

@@ -127,10 +127,14 @@ def camel(name: str) -> str:
     return f"{words}Layer" if keyword.iskeyword(words) or hasattr(builtins, words) else words
 
 
+def printable(line: str) -> str:
+    """Any line of text for a comment: what could end the line, or hide its end, becomes '?'."""
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
 def comment(line: str) -> str:
-    """Any line of text as a comment: what could end the line, or hide its end, becomes '?'."""
-    shown = "".join(c if c.isprintable() else "?" for c in line)
-    return f"# {shown}".rstrip()
+    """Any line of text as a comment of Python."""
+    return f"# {printable(line)}".rstrip()
 
 
 def wrapped(opening: str, items: Sequence[str], closing: str) -> list[str]:

@@ -320,16 +320,16 @@ def test_a_cell_that_is_none_leaves_no_file(tmp_path: Path) -> None:
 
 
 FILES = {
-    '{"f": {"op": "linear" "input": []}}': "line 1: Expecting ',' delimiter, expected a recipe in",
-    '{\n"f": nul\n}': "line 2: Expecting value, expected a recipe in JSON",
-    "": "line 1: Expecting value, expected a recipe in JSON",
-    "cell a(x, h)": "line 1: Expecting value, expected a recipe in JSON",
+    '{"f": {"op": "linear" "input": []}}': "line 1: Expecting ',' delimiter, expected a recipe or",
+    '{\n"f": nul\n}': "line 2: Expecting value, expected a recipe or a graph in JSON",
+    "": "line 1: Expecting value, expected a recipe or a graph in JSON",
+    "cell a(x, h)": "line 1: Expecting value, expected a recipe or a graph in JSON",
     '{"f": 1, "f": 2}': "'f' stands twice, expected once",
     '{"f": {"op": 1, "op": 2}}': "'op' stands twice, expected once",
-    "[" * 100_000: "brackets are nested too deeply, expected a recipe in JSON",
+    "[" * 100_000: "brackets are nested too deeply, expected a recipe or a graph in JSON",
     "9" * 5000: "Exceeds the limit",
     "[{}, {}]": "a list of 2, expected one recipe",
-    " " * 300_000: "a text of 300000 characters, expected at most 200000",
+    "{}" + " " * 300_000: "a text of 300002 characters, expected at most 200000",
     "null": "a NoneType, expected one recipe",
     '{"f": {"op": "linear", "input": ["x"]}}': "there is no node h_new_0",
     '{"\\ud800": {}}': r"node '\ud800', expected a name",
@@ -358,8 +358,14 @@ def test_the_place_of_a_fault_in_a_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     cases = [
-        (lambda: None, "cannot be read (No such file or directory), expected a recipe in a .json"),
-        (path.mkdir, "cannot be read (Is a directory), expected a recipe in a .json file"),
+        (
+            lambda: None,
+            "cannot be read (No such file or directory), expected a recipe or a graph in a .json",
+        ),
+        (
+            path.mkdir,
+            "cannot be read (Is a directory), expected a recipe or a graph in a .json file",
+        ),
         (path.rmdir, "cannot be read (No such file or directory)"),
         (lambda: path.write_bytes(b"\xff\xfe{"), "is not text, expected a recipe in UTF-8"),
         (lambda: path.write_text(" " * 900_000), "is too large for a cell, expected at most"),
