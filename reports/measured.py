@@ -24,6 +24,11 @@ from search.journal import FILE, CandidateRow, Journal, ResultRow, UnitRow
 FOLDER = "confirm"
 
 
+def holds_run(directory: str | Path) -> bool:
+    """Is it the directory of a run?"""
+    return (Path(directory) / FILE).is_file()
+
+
 def begun(directory: str | Path) -> bool:
     """Is there a confirmation of the run?"""
     return (Path(directory) / FOLDER / FILE).is_file()

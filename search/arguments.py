@@ -109,11 +109,16 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument(
         "--format",
         required=True,
-        help="torch (a .py file that needs only torch), onnx, pt2 (torch.export), cell (notation) or "
+        help="torch (a .py file that needs only torch), onnx, pt2 (torch.export), latex, svg, dot, "
+        "json (the graph), cell (notation) or "
         "nasbench (a recipe, if it is one)",
     )
     made.add_argument("--out", required=True, help="the file to write")
-    made.add_argument("--force", action="store_true", help="replace an existing file")
+    made.add_argument("--force", action="store_true", help="replace existing files")
+    made.add_argument("--licence", metavar="TEXT", help="of the file, for its card")
+    made.add_argument(
+        "--no-card", dest="card", action="store_false", help="no card (OUT.md) beside the file"
+    )
     made.add_argument("--input-size", type=whole(1), metavar="X", help="of the layer (64)")
     made.add_argument("--hidden-size", type=whole(1), metavar="H", help="of the layer (64)")
     made.add_argument("--num-layers", type=whole(1), metavar="L", help="of the layer (1)")

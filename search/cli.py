@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -27,8 +28,10 @@ from evaluators.errors import DataError
 from search import arguments
 from search.errors import SearchError
 from search.journal import FILE
+from search.versions import installed
 
 if TYPE_CHECKING:
+    from cellgraph.exporters import Design
     from search.algorithms import Algorithm
     from search.launch import Plan
     from search.loop import Observer
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = arguments.parser().parse_args(argv)
+    options.words = tuple(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # equations and curves are not ASCII
     try:
@@ -274,7 +278,8 @@ def _export(options: argparse.Namespace) -> None:
             end = "\n" if done >= total else ""
             print(f"\rtraining: step {done} of {total}", end=end, file=sys.stderr, flush=True)
 
-    for line in exporting.export(options, say):
+    note = _card(options) if options.card else None
+    for line in exporting.export(options, say, note):
         print(line)
 
 
@@ -284,6 +289,29 @@ def _sample(options: argparse.Namespace) -> None:
     made = exporting.sample(options)
     if isinstance(made, str):
         print(made)
+
+
+def _card(options: argparse.Namespace) -> Callable[[Design, float | None], str]:
+    """What writes the card of an export."""
+    from cellgraph.exporters import FORMATS, SIZES
+    from evaluators.data.catalogue import DATA_SETS
+    from reports import card
+
+    def text(design: Design, difference: float | None) -> str:
+        computes = FORMATS[options.format].check is not None
+        export = card.Export(
+            file=Path(options.out).name,
+            about=FORMATS[options.format].about,
+            sizes={**SIZES, **design.sizes} if computes else {},
+            difference=difference,
+            command=shlex.join(["cellsearch", *options.words]),
+            versions={name: installed(name) for name in ("cellsearch", "torch")},
+            licence=options.licence,
+            licences={name: entry.licence for name, entry in DATA_SETS.items()},
+        )
+        return card.card(design.cell, export, card.origin(options.target))
+
+    return text
 
 
 # -- surroundings

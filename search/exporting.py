@@ -8,27 +8,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgraph.exporters import FORMATS, write, write_file
+from cellgraph.exporters import FORMATS, Design, write, write_file
 from cellgraph.exporters.torch_model import Ends
 from search.errors import SearchError
 
 if TYPE_CHECKING:
     from search.trained import Retrained
 
+#: The text of a card, of a design and the largest difference from the interpreter.
+Note = Callable[[Design, float | None], str]
+
 WEIGHTS = ".safetensors"  #: how the file of a trained model ends
 #: Arguments of a layer that is made of a cell alone.
 SIZES = ("input_size", "hidden_size", "num_layers", "bidirectional")
 
 
-def export(options: argparse.Namespace, say: Callable[[int, int], None]) -> Iterator[str]:
+def export(
+    options: argparse.Namespace, say: Callable[[int, int], None], note: Note | None
+) -> Iterator[str]:
     """Do it; yields the lines that tell of it. `say`: steps done, and the steps of a training.
-    Raises CellError, DataError, SearchError."""
+    `note`: what writes the card. Raises CellError, DataError, SearchError."""
     sizes = {name: v for name in SIZES if (v := getattr(options, name)) is not None}
     if options.weights is None:
         if options.task is not None:
             raise SearchError("--task says whose training, expected --weights best beside it")
         made = write(
-            options.target, options.out, options.format, overwrite=options.force, sizes=sizes
+            options.target,
+            options.out,
+            options.format,
+            overwrite=options.force,
+            sizes=sizes,
+            note=note,
         )
     else:
         if sizes:
@@ -44,7 +54,9 @@ def export(options: argparse.Namespace, say: Callable[[int, int], None]) -> Iter
         task = model.best.stage.task
         ends = Ends(task.input_kind, task.input_width, task.output_width)
         layers = model.model.layers
-        made = write(layers, options.out, options.format, overwrite=options.force, ends=ends)
+        made = write(
+            layers, options.out, options.format, overwrite=options.force, ends=ends, note=note
+        )
         write_file(weights, model.dump(), overwrite=options.force)
         yield _told(model)
         yield str(weights)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Sizes of a layer that is made of a cell alone.
 SIZES: Mapping[str, int] = {"input_size": 64, "hidden_size": 64}
+#: The ending of the note beside an export.
+NOTE = ".md"
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,12 @@ def write(
     sizes: Mapping[str, int | float | bool] | None = None,
     options: Mapping[str, object] | None = None,
     ends: Ends | None = None,
+    note: Callable[[Design, float | None], str] | None = None,
 ) -> Exported:
     """As `export`. `sizes`: of the layer that is made of a cell, constructor arguments by name.
-    `ends`: what surrounds a layer in its model; a Python file then has the model too."""
+    `ends`: what surrounds a layer in its model; a Python file then has the model too. `note`: the
+    text of a file beside the export, named after it and ending in .md, of the design and the
+    largest difference; it appears with the export or not at all."""
     if not isinstance(format, str) or format not in FORMATS:
         raise CellError(
             f"no export format {format!r}{closest(str(format), FORMATS)}, "
@@ -224,7 +229,15 @@ def write(
             raise CellError(f"format {format} has no option {name!r}, expected one of: {known}")
     design = replace(_design(source, sizes or {}, options), ends=ends)
     contents = chosen.render(design)
-    return _write(target, contents, overwrite, lambda file: _checked_file(chosen, design, file))
+
+    def finish(file: Path) -> tuple[float | None, dict[str, bytes]]:
+        difference = _checked_file(chosen, design, file)
+        if note is None:
+            return difference, {}
+        return difference, {NOTE: note(design, difference).encode("utf-8", "replace")}
+
+    endings = [*contents, *([] if note is None else [NOTE])]
+    return _write(target, endings, contents, overwrite, finish)
 
 
 def _checked_file(chosen: Format, design: Design, file: Path) -> float | None:
@@ -268,20 +281,21 @@ def _checked(cell: CellGraph) -> CellGraph:
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> Path:
     """Any file, complete or not at all. Raises `CellError` for one that is there already and for a
     path that cannot be written."""
-    return _write(path, {"": content}, overwrite, lambda made: None).path
+    return _write(path, [""], {"": content}, overwrite, lambda made: (None, {})).path
 
 
 def _write(
     target: Path,
+    endings: Sequence[str],
     contents: Mapping[str, bytes],
     overwrite: bool,
-    check: Callable[[Path], float | None],
+    finish: Callable[[Path], tuple[float | None, Mapping[str, bytes]]],
 ) -> Exported:
     """Through a folder beside the target, so that no reader ever sees half a file, nor one that
-    has not been checked."""
+    has not been checked. `finish` checks, and gives the contents of the other endings."""
     folder: Path | None = None
     try:
-        paths = {ending: target.with_name(target.name + ending) for ending in contents}
+        paths = {ending: target.with_name(target.name + ending) for ending in endings}
         for path in paths.values():
             if path.is_dir():
                 raise CellError(f"{path} is a directory, expected the path of a file")
@@ -299,7 +313,9 @@ def _write(
             shutil.rmtree(folder, ignore_errors=True)
         raise _unwritable(target, error) from None
     try:
-        difference = check(folder / target.name)
+        difference, more = finish(folder / target.name)
+        for ending, content in more.items():
+            (folder / paths[ending].name).write_bytes(content)
         for path in paths.values():
             os.replace(folder / path.name, path)
     except OSError as error:

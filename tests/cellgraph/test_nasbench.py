@@ -360,14 +360,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     cases = [
         (
             lambda: None,
-            "cannot be read (No such file or directory), expected a recipe or a graph in a .json",
+            "cannot be read (No such file or directory), expected a recipe or a gra",
         ),
         (
             path.mkdir,
-            "cannot be read (Is a directory), expected a recipe or a graph in a .json file",
+            "cannot be read (Is a directory), expected a recipe or a graph",
         ),
         (path.rmdir, "cannot be read (No such file or directory)"),
-        (lambda: path.write_bytes(b"\xff\xfe{"), "is not text, expected a recipe in UTF-8"),
+        (lambda: path.write_bytes(b"\xff\xfe{"), "is not text, expected JSON in UTF-8"),
         (lambda: path.write_text(" " * 900_000), "is too large for a cell, expected at most"),
     ]
     for prepare, message in cases:
