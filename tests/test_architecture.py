@@ -24,7 +24,7 @@ ALLOWED = {
 TENSORS = (
     *("interpret.py", "backends.py", "eager.py", "native.py", "bound.py", "tensors.py"),
     *("layer.py", "parameters.py", "torch_layers.py", "scan.py", "torch_source.py", "check.py"),
-    *("torch_check.py", "torch_only.py", "onnx_check.py", "loop.py", "pt2.py"),
+    *("torch_check.py", "torch_only.py", "onnx_check.py", "keras_check.py", "loop.py", "pt2.py"),
 )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cellgraph import node_link
 from cellgraph.errors import CellError, closest
-from cellgraph.exporters import dot, latex, svg, torch_source
+from cellgraph.exporters import dot, keras_source, latex, svg, torch_source
 from cellgraph.exporters.source import camel
 from cellgraph.exporters.torch_model import Ends
 from cellgraph.graph import CellGraph
@@ -126,6 +126,15 @@ def _check_pt2(design: Design, path: Path) -> float:
     return pt2.difference(design.layer, path)
 
 
+def _check_keras(design: Design, path: Path) -> float:
+    from cellgraph.exporters import keras_check  # only what computes needs torch
+
+    cell = design.cell
+    return keras_check.difference(
+        design.layer, path, camel(cell.name), keras_source.arguments(cell)
+    )
+
+
 #: What `export` writes, by the name of the format.
 FORMATS: dict[str, Format] = {
     "cell": Format("notation", _text(lambda design: str(design.cell))),
@@ -137,6 +146,11 @@ FORMATS: dict[str, Format] = {
     "onnx": Format("an ONNX file with the weights, for any runtime", _onnx, _check_onnx),
     "pt2": Format(
         "a torch.export program for any T and B, weights inside", _render_pt2, _check_pt2
+    ),
+    "keras": Format(
+        "a .py file that needs only keras 3",
+        _text(lambda design: keras_source.render(design.cell, design.sizes, design.widths)),
+        _check_keras,
     ),
     "latex": Format(
         "equations and a TikZ picture of one step, a document that compiles",
