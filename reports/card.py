@@ -18,7 +18,7 @@ import cellgraph as cg
 from cellgraph import CellGraph
 from reports import confirmed, facts, measured, structure
 from reports.collect import Run, read
-from reports.wording import clean, decimal, labelled, settings, whole
+from reports.wording import clean, decimal, heading, labelled, settings, whole
 
 NOT_STATED = "not stated"
 
@@ -209,7 +209,7 @@ def _results(run: Run, key: str) -> list[str]:
             f"{reference}: {test['verdict']} (p {measured.probability(test['p_holm'])})"
             for reference, test in cell["against"].items()
         )
-        what = f"{confirmed.metric_heading(metric)}, {direction} is better"
+        what = f"{heading(metric)}, {direction} is better"
         seeds = f"{cell['failed']} of {len(cell['values'])}"
         rows.append([task["name"], what, f"{mean} ± {half}", seeds, against])
     heads = ["task", "measured", "mean and interval", "seeds that failed", "compared with"]
