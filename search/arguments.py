@@ -11,7 +11,7 @@ from typing import NoReturn
 from search.bench import request
 from search.versions import installed
 
-_CELL = "RUN:KEY, a zoo name, a .cell file or a .json recipe"
+_CELL = "RUN:KEY, a zoo name, a .cell file, or a recipe or graph in a .json file"
 
 
 class Parser(argparse.ArgumentParser):
