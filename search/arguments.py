@@ -109,8 +109,8 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument(
         "--format",
         required=True,
-        help="torch or keras (a .py file that needs nothing else), onnx, pt2 (torch.export), latex, "
-        "svg, dot, json (the graph), cell (notation) or nasbench (a recipe, if it is one)",
+        help="torch or keras (a .py file that needs nothing else), onnx, pt2 (torch.export), "
+        "latex, svg, dot, json (the graph), cell (notation) or nasbench (a recipe, if it is one)",
     )
     made.add_argument("--out", required=True, help="the file to write")
     made.add_argument("--force", action="store_true", help="replace existing files")

@@ -307,11 +307,20 @@ def _card(options: argparse.Namespace) -> Callable[[Design, float | None], str]:
             command=shlex.join(["cellsearch", *options.words]),
             versions={name: installed(name) for name in ("cellsearch", "torch")},
             licence=options.licence,
+            weights=_weights(options),
             licences={name: entry.licence for name, entry in DATA_SETS.items()},
         )
         return card.card(design.cell, export, card.origin(options.target))
 
     return text
+
+
+def _weights(options: argparse.Namespace) -> str | None:
+    """What the card says of trained weights."""
+    if options.weights is None:
+        return None
+    file = Path(options.out).with_suffix(".safetensors").name
+    return f"Those of the best training on {options.task or 'the task of the run'}, in {file}."
 
 
 # -- surroundings

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from cellgraph.errors import CellError
 from cellgraph.exporters.check import cases, largest_difference
-from cellgraph.layer import Cell, CellLayer
+from cellgraph.layer import CellLayer
+from cellgraph.parameters import Cell
 
 _SCRIPT = """
 import sys

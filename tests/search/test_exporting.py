@@ -40,9 +40,12 @@ def test_a_model_is_the_one_of_the_run(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("gru ff3346bb, trained on pydoc_char with adam,")
     assert told[0].endswith("on validation data, as in the run")
-    assert told[1:3] == [str(tmp_path / "found.safetensors"), str(out)]
-    assert told[3].startswith("checked against the interpreter: largest difference ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.py", "found.safetensors"]
+    beside = [str(tmp_path / "found.safetensors"), str(out), str(tmp_path / "found.py.md")]
+    assert told[1:4] == beside
+    assert told[4].startswith("checked against the interpreter: largest difference ")
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(beside)
+    card = (tmp_path / "found.py.md").read_text(encoding="utf-8")
+    assert "Those of the best training on language, in found.safetensors." in card
 
     model = saved.load(tmp_path / "found.safetensors")
     found = trained.best(run, gru.rpartition(":")[2], "pydoc_char")
