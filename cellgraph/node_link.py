@@ -3,8 +3,8 @@ others read, marked with a format and its version.
 
     {"format": "cellgraph", "version": 1, "directed": true, "multigraph": true,
      "graph": {"name": …, "states": [[name, width, id of the next value], …], "output": id,
-               "scalars": [name, …], "inits": {name: [kind, value], …}, "names": [[name, id], …],
-               "doc": …},
+               "scalars": [name, …], "skews": [name, …], "inits": {name: [kind, value], …},
+               "names": [[name, id], …], "doc": …},
      "nodes": [{"id": 0, "op": …, "attr": name, number or null}, …],
      "edges": [{"source": id, "target": id, "key": 0, "port": 0}, …]}
 
@@ -27,8 +27,8 @@ from cellgraph.widths import MAX_NODES
 
 FORMAT, VERSION = "cellgraph", 1
 
-_ABOUT = {"name": str, "states": list, "output": int, "scalars": list, "inits": dict,
-          "names": list, "doc": str}  # fmt: skip
+_ABOUT = {"name": str, "states": list, "output": int, "scalars": list, "skews": list,
+          "inits": dict, "names": list, "doc": str}  # fmt: skip
 _NODE = ("id", "op", "attr")
 _EDGE = ("source", "target", "key", "port")
 
