@@ -58,9 +58,7 @@ def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str
     one = layer.cells[0]
     if not isinstance(one, Cell):
         raise TypeError(f"a layer of {type(one).__name__}, expected cells")
-    arrays = {f"cells.0.{key}": value.detach().numpy() for key, value in one.tensors().items()}
-    if one.input_projection is not None:
-        arrays["cells.0.input_projection"] = one.input_projection.detach().numpy()
+    arrays = {f"cells.0.{key}": value.numpy() for key, value in one.state_dict().items()}
     for i, case in enumerate(found):
         arrays[f"x{i}"] = case.x.transpose(0, 1).contiguous().numpy()
         arrays |= {f"state{i}_{k}": value[0].numpy() for k, value in enumerate(case.state)}

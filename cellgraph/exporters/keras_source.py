@@ -266,7 +266,8 @@ class _Step:
         if node.op == INPUT:
             return Source("x")
         if node.op == PARAM:
-            return Source(f'p["{node.attr}"]')
+            held = Source(f'p["{node.attr}"]')
+            return held - Source("ops.transpose")(held) if node.attr in self.cell.skews else held
         if node.op == CONST:
             return Number(*self._number(format_number(float(node.attr))))  # type: ignore[arg-type]
         args = [self.made[arg] for arg in node.args]

@@ -90,7 +90,10 @@ class Formulas:
         if node.op == CONST:
             return number(float(node.attr))  # type: ignore[arg-type]
         time = {INPUT: "t", STATE: "t-1"}.get(node.op, "")
-        return symbol(str(node.attr), time)
+        written = symbol(str(node.attr), time)
+        if node.attr in self.cell.skews:
+            return rf"\left({written} - {written}^{{\top}}\right)"
+        return written
 
     def single(self, node: Node) -> bool:
         """Is it one number, not a vector of them?"""
