@@ -109,8 +109,9 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument(
         "--format",
         required=True,
-        help="torch or keras (a .py file that needs nothing else), onnx, pt2 (torch.export), "
-        "latex, svg, dot, json (the graph), cell (notation) or nasbench (a recipe, if it is one)",
+        help="torch or keras (a .py file that needs nothing else), onnx, pt2 (torch.export), c (a "
+        "C99 file for inference), latex, svg, dot, json (the graph), cell (notation) or nasbench "
+        "(a recipe, if it is one)",
     )
     made.add_argument("--out", required=True, help="the file to write")
     made.add_argument("--force", action="store_true", help="replace existing files")
@@ -122,6 +123,7 @@ def _cells(command: Callable[[str, str], Parser]) -> None:
     made.add_argument("--hidden-size", type=whole(1), metavar="H", help="of the layer (64)")
     made.add_argument("--num-layers", type=whole(1), metavar="L", help="of the layer (1)")
     made.add_argument("--bidirectional", action="store_true", default=None, help="both directions")
+    made.add_argument("--int8", action="store_true", help="matrices as int8 (format c)")
     made.add_argument(
         "--weights",
         choices=["best"],

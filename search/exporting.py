@@ -29,6 +29,7 @@ def export(
     """Do it; yields the lines that tell of it. `say`: steps done, and the steps of a training.
     `note`: what writes the card. Raises CellError, DataError, SearchError."""
     sizes = {name: v for name in SIZES if (v := getattr(options, name)) is not None}
+    given = {"int8": True} if options.int8 else {}
     if options.weights is None:
         if options.task is not None:
             raise SearchError("--task says whose training, expected --weights best beside it")
@@ -38,6 +39,7 @@ def export(
             options.format,
             overwrite=options.force,
             sizes=sizes,
+            options=given,
             note=note,
         )
     else:
@@ -55,7 +57,13 @@ def export(
         ends = Ends(task.input_kind, task.input_width, task.output_width)
         layers = model.model.layers
         made = write(
-            layers, options.out, options.format, overwrite=options.force, ends=ends, note=note
+            layers,
+            options.out,
+            options.format,
+            overwrite=options.force,
+            options=given,
+            ends=ends,
+            note=note,
         )
         write_file(weights, model.dump(), overwrite=options.force)
         yield _told(model)
@@ -64,6 +72,7 @@ def export(
     yield from map(str, made.beside)
     if made.difference is not None:
         yield f"checked against the interpreter: largest difference {made.difference:.1e}"
+    yield from made.notes
 
 
 def _trained(options: argparse.Namespace, say: Callable[[int, int], None]) -> Retrained:

@@ -25,6 +25,7 @@ TENSORS = (
     *("interpret.py", "backends.py", "eager.py", "native.py", "bound.py", "tensors.py"),
     *("layer.py", "parameters.py", "torch_layers.py", "scan.py", "torch_source.py", "check.py"),
     *("torch_check.py", "torch_only.py", "onnx_check.py", "keras_check.py", "loop.py", "pt2.py"),
+    *("c_weights.py", "c_check.py"),
 )
 
 

@@ -63,18 +63,27 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check has found: the largest difference from the interpreter, and lines to print."""
+
+    difference: float | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """A way to write a cell.
 
     `render`: the contents of the files by the ending that is added to the path, "" for the file
     itself. `check`: the largest difference of what the file at a path computes from the
-    interpreter; raises `CellError` for too large a one. None where the file says what the cell is
-    and computes nothing. `options`: names of those that it takes.
+    interpreter, or a `Checked` where there is more to say; raises `CellError` for too large a one.
+    None where the file says what the cell is and computes nothing. `options`: names of those that
+    it takes.
     """
 
     about: str
     render: Callable[[Design], Mapping[str, bytes]]
-    check: Callable[[Design, Path], float] | None = None
+    check: Callable[[Design, Path], float | Checked] | None = None
     options: tuple[str, ...] = ()
 
 
@@ -135,6 +144,18 @@ def _check_keras(design: Design, path: Path) -> float:
     )
 
 
+def _render_c(design: Design) -> Mapping[str, bytes]:
+    from cellgraph.exporters import c_check
+
+    return {"": c_check.render(design)}
+
+
+def _check_c(design: Design, path: Path) -> Checked:
+    from cellgraph.exporters import c_check
+
+    return c_check.check(design, path)
+
+
 #: What `export` writes, by the name of the format.
 FORMATS: dict[str, Format] = {
     "cell": Format("notation", _text(lambda design: str(design.cell))),
@@ -164,6 +185,12 @@ FORMATS: dict[str, Format] = {
         "the graph in node-link form, which `load` reads",
         _text(lambda design: node_link.dumps(design.cell)),
     ),
+    "c": Format(
+        "a C99 file for inference that needs only libm, with its weights",
+        _render_c,
+        _check_c,
+        ("int8",),
+    ),
     "nasbench": Format(
         "a recipe of NAS-Bench-NLP, of a cell that is one",
         _text(lambda design: to_json(recipe(design.cell))),
@@ -173,12 +200,13 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the file, those beside it, and the largest difference from the interpreter
-    (None: the format computes nothing)."""
+    """What was written: the file, those beside it, the largest difference from the interpreter
+    (None: the format computes nothing), and what else the check has to say, in lines."""
 
     path: Path
     beside: tuple[Path, ...]
     difference: float | None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -204,7 +232,9 @@ def export(
     its sizes become the defaults of that constructor; its weights are not in the file, and go over
     by `exported.load_state_dict(layer.state_dict())`. `"onnx"` and `"pt2"` hold the weights, for
     inference with any number of steps and rows; the latter is a program of torch.export:
-    `torch.export.load(path).module()(x, state)`. `"latex"`, `"svg"` and `"dot"` show the
+    `torch.export.load(path).module()(x, state)`. `"c"` is one C99 file for inference that needs
+    libm alone: functions for a step and for a sequence, with the weights as constants, matrices in
+    int8 with `int8=True`; its check takes a C compiler. `"latex"`, `"svg"` and `"dot"` show the
     cell: its equations with a picture of one step, and that picture alone. `"json"` is the graph in
     the node-link form of networkx, `"nasbench"` a recipe of NAS-Bench-NLP in JSON, of a cell that
     is one (see `cellgraph.recipe`); `cellgraph.load` reads both, as it reads text and paths here.
@@ -244,18 +274,19 @@ def write(
     design = replace(_design(source, sizes or {}, options), ends=ends)
     contents = chosen.render(design)
 
-    def finish(file: Path) -> tuple[float | None, dict[str, bytes]]:
-        difference = _checked_file(chosen, design, file)
+    def finish(file: Path) -> tuple[Checked, dict[str, bytes]]:
+        found = _checked_file(chosen, design, file)
         if note is None:
-            return difference, {}
-        return difference, {NOTE: note(design, difference).encode("utf-8", "replace")}
+            return found, {}
+        return found, {NOTE: note(design, found.difference).encode("utf-8", "replace")}
 
     endings = [*contents, *([] if note is None else [NOTE])]
     return _write(target, endings, contents, overwrite, finish)
 
 
-def _checked_file(chosen: Format, design: Design, file: Path) -> float | None:
-    return None if chosen.check is None else chosen.check(design, file)
+def _checked_file(chosen: Format, design: Design, file: Path) -> Checked:
+    found = None if chosen.check is None else chosen.check(design, file)
+    return found if isinstance(found, Checked) else Checked(found)
 
 
 def _design(
@@ -295,7 +326,7 @@ def _checked(cell: CellGraph) -> CellGraph:
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> Path:
     """Any file, complete or not at all. Raises `CellError` for one that is there already and for a
     path that cannot be written."""
-    return _write(path, [""], {"": content}, overwrite, lambda made: (None, {})).path
+    return _write(path, [""], {"": content}, overwrite, lambda made: (Checked(None), {})).path
 
 
 def _write(
@@ -303,7 +334,7 @@ def _write(
     endings: Sequence[str],
     contents: Mapping[str, bytes],
     overwrite: bool,
-    finish: Callable[[Path], tuple[float | None, Mapping[str, bytes]]],
+    finish: Callable[[Path], tuple[Checked, Mapping[str, bytes]]],
 ) -> Exported:
     """Through a folder beside the target, so that no reader ever sees half a file, nor one that
     has not been checked. `finish` checks, and gives the contents of the other endings."""
@@ -327,7 +358,7 @@ def _write(
             shutil.rmtree(folder, ignore_errors=True)
         raise _unwritable(target, error) from None
     try:
-        difference, more = finish(folder / target.name)
+        found, more = finish(folder / target.name)
         for ending, content in more.items():
             (folder / paths[ending].name).write_bytes(content)
         for path in paths.values():
@@ -337,7 +368,7 @@ def _write(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     beside = tuple(path for ending, path in paths.items() if ending)
-    return Exported(target, beside, difference)
+    return Exported(target, beside, found.difference, found.notes)
 
 
 def _unwritable(target: Path, error: Exception) -> CellError:

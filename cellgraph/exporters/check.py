@@ -139,6 +139,17 @@ def largest_difference(layer: CellLayer, run: Run) -> float:
     return largest
 
 
+@torch.no_grad()
+def loss(changed: CellLayer, layer: CellLayer) -> float:
+    """The largest difference that other weights make: of a changed copy from a layer, over all
+    cases, measured as in `largest_difference`."""
+    run, largest = interpreted(changed).float(), 0.0
+    for case in cases(layer):
+        pairs = zip(_flat(run(case.x, _given(case.state))), case.expected, strict=True)
+        largest = max(largest, *(_distance(value, wanted) for value, wanted in pairs))
+    return largest
+
+
 def _distance(value: Tensor, wanted: Tensor) -> float:
     """The largest difference, relative to `wanted` where that is above 1; infinite where only one
     of them is finite."""

@@ -210,8 +210,23 @@ def build(
                 raise OSError(number, os.strerror(number))
         if "native" not in message:  # who refuses a flag names it
             break
+    raise CompilerError(_failure(shown, status, message))
+
+
+def run(found: tuple[str, ...], words: Sequence[str], into: Path) -> None:
+    """One run of the compiler with exactly these arguments; `into` as for `build`.
+
+    Raises CompilerError.
+    """
+    shown = shlex.join(found)
+    status, message = _run([*found, *words], shown, into)
+    if status:
+        raise CompilerError(_failure(shown, status, message))
+
+
+def _failure(shown: str, status: int, message: str) -> str:
     what = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    raise CompilerError(f"{shown}: {what}: {_first_error(message)}")
+    return f"{shown}: {what}: {_first_error(message)}"
 
 
 def _run(words: list[str], shown: str, into: Path) -> tuple[int, str]:
