@@ -83,8 +83,10 @@ class Interface:
     def sequence_signature(self) -> str:
         """Of the function for a sequence."""
         opening = f"void {self.sequence}("
+        first = f"{self.state} *state, const float *x,"
         rest = f"float *y,{' float *spare,' if self.spare else ''} int steps)"
-        return f"{opening}{self.state} *state, const float *x,\n{' ' * len(opening)}{rest}"
+        line = f"{opening}{first} {rest}"
+        return line if len(line) < COLUMNS else f"{opening}{first}\n{' ' * len(opening)}{rest}"
 
     def about(self, code: str) -> list[str]:
         """The comment at the top. `code`: what the code takes, in words."""
@@ -113,7 +115,7 @@ class Interface:
             f"{self.room_bytes:,} of them are room",
             "for one step. Nothing is allocated, and the stack holds a few numbers.",
             "",
-            "Compile this file with the program, and link libm. Where it is called from:",
+            "Compile this file with the program, best with -O3, and link libm. Where it is called:",
             "",
             f"    #define {self.upper}_DECLARATIONS_ONLY",
             f'    #include "{self.prefix}.c"',

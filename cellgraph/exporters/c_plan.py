@@ -107,7 +107,9 @@ class _Planner:
         # In the order of the text; but blocks that share operands as neighbours, so that one
         # product serves them all.
         in_text = topological([*reversed(cut.names), *cut.nexts, cut.output])
-        rank = {node: at for at, node in enumerate(dict.fromkeys([*in_text, *cut.order]))}
+        self.rank = rank = {
+            node: at for at, node in enumerate(dict.fromkeys([*in_text, *cut.order]))
+        }
         number = {operand: i for i, operand in enumerate(cut.operands)}
         self.blocks = sorted(
             sorted(cut.blocks, key=lambda b: rank[b.leaf]),
@@ -218,6 +220,6 @@ class _Planner:
         for name in dict.fromkeys(str(width[node]) for node, _ in stores):
             yield Loop(
                 name,
-                tuple(n for n in values if width[n] == name),
+                tuple(sorted((n for n in values if width[n] == name), key=self.rank.__getitem__)),
                 tuple(store for store in stores if width[store[0]] == name),
             )

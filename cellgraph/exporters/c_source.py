@@ -60,10 +60,9 @@ class CFile:
             f"#ifndef {self.interface.upper}_DECLARATIONS_ONLY",
             "",
             "#include <math.h>",
-            *(["#include <stdint.h>"] if self.int8 else []),
+            *(["#include <stdint.h>"] if self.int8 or self.text.functions.bits else []),
             "",
             *self._types(),
-            "",
             *self.text.functions.definitions(),
             *self._step(),
             "",
@@ -71,8 +70,7 @@ class CFile:
             "",
             *(self._both_directions() if self.layer.bidirectional else self._one_direction()),
             "",
-            *self.weights,
-            "",
+            *([*self.weights, ""] if self._weighted else []),
             "#endif",
         ]
         return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -95,12 +93,15 @@ class CFile:
 
     # -- functions ------------------------------------------------------------------------------
 
+    @property
+    def _weighted(self) -> bool:
+        """Does any function read the table of layers?"""
+        return self.layer.bidirectional or any("w->" in line for line in self.body)
+
     def _types(self) -> list[str]:
         text = self.text
         fixed = [f"{n} = {self.size[width]}" for width, n in text.width.items() if width != "X"]
-        return [
-            f"enum {{ {', '.join(fixed)} }};",
-            "",
+        table_ = [
             "/* What one layer in one direction has. Matrices lie transposed, column by column. */",
             "typedef struct {",
             "    int inputs;  /* elements of x */",
@@ -108,7 +109,9 @@ class CFile:
             "} weights;",
             "",
             f"static const weights layers[{len(self.cells)}];  /* at the end of the file */",
+            "",
         ]
+        return [f"enum {{ {', '.join(fixed)} }};", "", *(table_ if self._weighted else [])]
 
     def _step(self) -> list[str]:
         inside = "\n".join(self.body)
@@ -120,7 +123,7 @@ class CFile:
             "x": self.projected or "x" in self.text.used,
         }
         return [
-            *([_CLEAR, product] if "clear(" in inside else []),
+            *([*_CLEAR.splitlines(), "", *product.splitlines(), ""] if "clear(" in inside else []),
             "/* One time step of the equations, for one layer in one direction. */",
             f"static void cell({self.interface.state} *state, int k, const float *x, float *y)",
             "{",

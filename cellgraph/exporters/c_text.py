@@ -1,9 +1,8 @@
 """C99 as text: identifiers that are free, comments that stay comments, numbers, and the ops.
 
 Nothing here knows of cells. An op is written from the C column of the op table: what the table
-calls infix stands between its operands, what is one function of libm is called, and every other op
-becomes a small function of its own, so that an operand which the column names twice is computed
-once.
+calls infix stands between its operands, what is one function is called, and every other op becomes
+a small function of its own, so that an operand which the column names twice is computed once.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from cellgraph.exporters import c_math
 from cellgraph.exporters.source import Names
 from cellgraph.ops import ATOM, OPS, UNARY, Op
 
@@ -42,10 +42,9 @@ _MACRO = re.compile(r"(FP|MATH|M|HUGE|U?INT\w*|SIZE|PTRDIFF|WCHAR|WINT|SIG)_[A-Z
 #: C99 tells internal identifiers apart by 63 characters, external ones by 31.
 LONGEST_NAME = 48
 
-#: Words of the C column that are no functions of libm, over the operand {0}.
-_DEFINED = {"sigmoid": "1 / (1 + exp(-{0}))"}
 _NUMBER = re.compile(r"(?<![\w{.])\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w}])")
 _CALL = re.compile(r"\b(?!select\b)([a-z]\w*)\(")
+_ONE_CALL = re.compile(r"([a-z]\w*)\(\{0\}\)")
 
 
 class Identifiers(Names):
@@ -113,16 +112,22 @@ def guarded(value: Expression, least: int) -> str:
 
 
 class Functions:
-    """The functions that ops call, each named when it is first wanted."""
+    """The functions that ops call, each defined when it is first wanted."""
 
     def __init__(self, names: Identifiers) -> None:
-        # Before any name of the user's: a local one would hide a function of libm.
-        self._libm = {op: names.give(call) for op in OPS if (call := _library(OPS[op]))}
-        for called in _called():
-            if names.free(called):
-                names.give(called)
-        self._own = {op: names.give(op) for op in OPS if op not in self._libm}
-        self._used: dict[str, None] = {}
+        # All of them before any name of the user's: a local one would hide a function.
+        calls = (_function(word) for op in OPS.values() for word in _CALL.findall(op.c))
+        for name in dict.fromkeys([*c_math.NAMES, *calls]):
+            names.give(name)
+        self._names = {
+            op.name: _function(found[1])
+            if (found := _ONE_CALL.fullmatch(op.c))
+            else names.give(op.name)
+            for op in OPS.values()
+            if op.infix is None
+        }
+        self._words: dict[str, None] = {}
+        self._ops: dict[str, None] = {}
 
     def apply(self, op: Op, args: Sequence[Expression]) -> Expression:
         """The op of these operands."""
@@ -131,42 +136,42 @@ class Functions:
         if op.infix is not None:
             left, right = guarded(args[0], op.binds), guarded(args[1], op.binds + 1)
             return f"{left} {op.infix} {right}", op.binds
-        if op.name not in self._libm:
-            self._used[op.name] = None
-        name = self._libm.get(op.name) or self._own[op.name]
-        return f"{name}({', '.join(text for text, _ in args)})", ATOM
+        self._words |= dict.fromkeys(word for word in _CALL.findall(op.c) if word in c_math.OWN)
+        if not _ONE_CALL.fullmatch(op.c):
+            self._ops[op.name] = None
+        return f"{self._names[op.name]}({', '.join(text for text, _ in args)})", ATOM
+
+    @property
+    def bits(self) -> bool:
+        """Do they need <stdint.h>?"""
+        return bool(self._words)
 
     def definitions(self) -> list[str]:
         """Of all functions that were wanted and are not in libm."""
-        lines: list[str] = []
-        for op in self._used:
-            names = ("a", "b")[: OPS[op].arity]
-            body = _body(OPS[op].c, names)
-            arguments = ", ".join(f"float {name}" for name in names)
-            text = [f"static float {self._own[op]}({arguments})", "{", f"    return {body};", "}"]
-            lines += [*text, ""]
+        texts = [c_math.BITS] if self._words else []
+        texts += [text for word, (_, text) in c_math.OWN.items() if word in self._words]
+        lines = [line for text in texts for line in [*text.splitlines(), ""]]
+        for name in self._ops:
+            arguments = ("a", "b")[: OPS[name].arity]
+            lines += [
+                f"static float {self._names[name]}({', '.join(f'float {a}' for a in arguments)})",
+                "{",
+                f"    return {_body(OPS[name].c, arguments)};",
+                "}",
+                "",
+            ]
         return lines
 
 
-def _library(op: Op) -> str | None:
-    """The function of libm that the op is, if it is one."""
-    found = re.fullmatch(r"([a-z]\w*)\(\{0\}\)", op.c)
-    return f"{found[1]}f" if found and found[1] not in _DEFINED else None
-
-
-def _called() -> list[str]:
-    """Every function of libm that the columns call, in the order of the table."""
-    columns = [*(op.c for op in OPS.values()), *_DEFINED.values()]
-    called = (name for column in columns for name in _CALL.findall(column))
-    return [f"{name}f" for name in dict.fromkeys(called) if name not in _DEFINED]
+def _function(word: str) -> str:
+    """The function that a word of the C column calls: of our own, or of libm for float."""
+    return c_math.OWN[word][0] if word in c_math.OWN else f"{word}f"
 
 
 def _body(column: str, names: Sequence[str]) -> str:
     """A C column as an expression of float over plain names."""
-    for word, meaning in _DEFINED.items():
-        column = column.replace(f"{word}({{0}})", meaning)
     column = _NUMBER.sub(lambda m: number(float(m[0])), column.replace(" | ", " || "))
-    text = _ternary(_CALL.sub(r"\1f(", column).format(*names))
+    text = _ternary(_CALL.sub(lambda m: f"{_function(m[1])}(", column).format(*names))
     return text[1:-1] if text.startswith("(") and _closing(text, 0) == len(text) - 1 else text
 
 

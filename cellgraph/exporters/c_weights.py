@@ -81,8 +81,13 @@ def _flat(value: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def _quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers (rows, cols) and the scale of every row, whose largest weight is 127 of it."""
-    scale = matrix.abs().amax(dim=1) / LEVELS
+    """Whole numbers (rows, cols) and the scale of every row, of which its largest weight is 127.
+
+    A scale has 17 bits, so that all its multiples are floats: what is rounded twice stays the same,
+    and the interpreter has the very weights of the file.
+    """
+    fraction, exponent = torch.frexp(matrix.abs().amax(dim=1) / LEVELS)
+    scale = torch.ldexp((fraction * 2**17).ceil() / 2**17, exponent)
     parts = torch.where(scale > 0, scale, 1.0).unsqueeze(1)  # a row of zeros stays one
     return (matrix / parts).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
 

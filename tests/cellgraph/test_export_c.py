@@ -7,6 +7,7 @@ can fail.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import torch
 
 import cellgraph as cg
-from cellgraph.exporters import Exported, c_check, write
+from cellgraph.exporters import Exported, c_check, c_math, c_weights, write
 from cellgraph.exporters.c_text import Identifiers, comment, number, plain
 from cellgraph.kernels import compiler
 from cellgraph.layer import CellLayer
@@ -134,6 +135,12 @@ def test_hazards(text: str, export: Callable[..., Exported]) -> None:
     export(layer_of(cg.parse(text), num_layers=2), int8=" still" in text)
 
 
+@needs_compiler
+@pytest.mark.parametrize("name", ["no parameters", "the output is x", "a state is x"])
+def test_cells_that_read_no_weights(name: str, export: Callable[..., Exported]) -> None:
+    export(layer_of(cg.parse(HARD[name]), input_size=H, num_layers=2))
+
+
 # -- int8 ------------------------------------------------------------------------------------------
 
 
@@ -152,6 +159,21 @@ def test_int8_is_a_quarter_of_the_size_and_says_what_it_loses(
     assert constants[1] == 2 * 96 * 24 + 4 * (2 * 96 + 96)
     lost = re.fullmatch(r"int8 weights move outputs and states by up to (\S+)", made.notes[-1])
     assert 1e-5 < float(lost[1]) < 0.05
+
+
+def test_rounding_twice_is_rounding_once() -> None:
+    layer = layer_of("lstm", hidden_size=40)
+    once = c_weights.dequantised(layer, ["U_i"])
+    twice = c_weights.dequantised(once, ["U_i"])
+    for name, value in once.state_dict().items():
+        assert torch.equal(value, twice.state_dict()[name])
+        error = (value - layer.state_dict()[name]).abs()
+        if name == "cells.0.U_i":
+            largest = layer.state_dict()[name].abs().amax(dim=1, keepdim=True)
+            assert (error <= largest / 127 * 0.5001).all()
+            assert error.max() > 0
+        else:
+            assert error.max() == 0
 
 
 @needs_compiler
@@ -187,6 +209,7 @@ def test_words_of_c_as_names(export: Callable[..., Exported]) -> None:
 
 
 MORE_WORDS = (
+    *("word", "magnitude", "nearest", "power_of_two", "tanh_float", "fabsf", "copysignf"),
     *("sigmoidf", "tanhf", "expf", "class", "this", "restrict", "int8_t", "INT8_MAX", "FP_NAN"),
     *(
         "clear",
@@ -227,6 +250,36 @@ def test_numbers() -> None:
     texts = [number(v) for v in (1, -0.5, 1e300, -1e300, float("nan"), 0.1, 1e-46, 1e20)]
     wanted = ["1.0f", "-0.5f", "INFINITY", "-INFINITY", "NAN", "0.1f", "0.0f", "1e+20f"]
     assert texts == wanted
+
+
+@needs_compiler
+def test_own_functions_are_accurate(tmp_path: Path) -> None:
+    """To 2 units in the last place where results are normal numbers; the ends are exact."""
+    text = "#include <math.h>\n#include <stdint.h>\n" + c_math.BITS
+    for word, (name, own) in c_math.OWN.items():
+        text += f"{own}void all_{word}(float *y, const float *x, long n)\n"
+        text += f"{{ for (long i = 0; i < n; i++) y[i] = {name}(x[i]); }}\n"
+    (tmp_path / "own.c").write_text(text)
+    words = [*c_check.STRICT, "-fPIC", "-shared", "-o", "own.so", "own.c", "-lm"]
+    compiler.run(compiler.command() or (), words, tmp_path)
+    library = ctypes.CDLL(str(tmp_path / "own.so"))
+    every = torch.arange(-(2**31), 2**31, 20_011).int().view(torch.float32)  # all magnitudes
+    x = torch.cat([every, torch.linspace(-90, 90, 90_001), torch.linspace(-2, 2, 90_001)])
+    for word in c_math.OWN:
+        run, exact = getattr(library, f"all_{word}"), getattr(torch, word)
+
+        def found(x: torch.Tensor, run: Any = run) -> torch.Tensor:
+            y = torch.empty_like(x)
+            run(ctypes.c_void_p(y.data_ptr()), ctypes.c_void_p(x.data_ptr()), ctypes.c_long(len(x)))
+            return y
+
+        y, wanted = found(x).double(), exact(x.double())
+        assert torch.equal(y.isnan(), x.isnan())
+        normal = wanted.abs() > torch.finfo(torch.float32).tiny
+        assert ((y - wanted).abs() / wanted.abs())[normal].max() < 2 * 2**-23
+        assert (y - wanted).abs()[~normal & ~x.isnan()].max() < 2 * torch.finfo(torch.float32).tiny
+        ends = torch.tensor([float("inf"), -float("inf"), 0.0])
+        assert torch.equal(found(ends), exact(ends))
 
 
 @needs_compiler
@@ -313,7 +366,7 @@ def test_what_the_file_says_of_itself(export: Callable[..., Exported]) -> None:
     assert found is None or 300 < int(found[1].replace(",", "")) < 5000
     assert "gru_step(&state, x, y);" in top
     assert max(map(len, text.splitlines())) <= 100
-    assert {*re.findall(r"#include (\S+)", text)} == {"<math.h>", '"gru.c"'}
+    assert {*re.findall(r"#include (\S+)", text)} == {"<math.h>", "<stdint.h>", '"gru.c"'}
     assert not re.search(r"\b(malloc|calloc|free|memset|memcpy)\b", text)
 
 
@@ -323,6 +376,7 @@ def test_lines_read_like_the_equations() -> None:
         "product(sums, w->weight_x, x, 3 * H, X);",
         "product(sums, w->weight_h, h, 2 * H, H);",
         "const float r = sigmoid(sums[i] + w->b_r[i]);",
+        "const float g = tanh_float(sums[2 * H + i] + w->b_g[i]);",
         "in_U_g[i] = r * h[i];",
         "const float h_next = z * h[i] + (1.0f - z) * g;",
     ):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import cellgraph as cg
+from cellgraph.kernels import compiler
 from reports import collect
 from search import cli, doctor
 
@@ -434,6 +435,18 @@ def test_an_existing_file_is_not_overwritten(
     assert out.read_text() == "mine"
     answer(capsys, *words, "--force")
     assert cg.load(out).key() == cg.load("gru").key()
+
+
+@pytest.mark.skipif(compiler.command() is None, reason="there is no C compiler")
+def test_a_c_file_says_what_it_takes_and_what_int8_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gru.c"
+    words = ["export", "gru", "--out", str(out), "--int8", "--input-size", "3", "--format"]
+    assert "format torch has no option 'int8'" in complaint(capsys, *words, "torch")
+    lines = answer(capsys, *words, "c", "--hidden-size", "4").splitlines()
+    assert lines[0] == str(out)
+    assert [line.split()[0] for line in lines[1:]] == ["checked", "code", "memory", "int8"]
 
 
 def test_an_address_that_does_not_answer(
