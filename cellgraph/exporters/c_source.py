@@ -17,7 +17,8 @@ from cellgraph.exporters.c_text import Identifiers, number, numbers, plain, tabl
 from cellgraph.sizes import concrete_widths
 
 if TYPE_CHECKING:
-    from cellgraph.layer import Cell, CellLayer
+    from cellgraph.layer import CellLayer
+from cellgraph.parameters import Cell
 
 
 class CFile:

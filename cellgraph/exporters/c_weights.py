@@ -18,7 +18,8 @@ from cellgraph.errors import CellError
 from cellgraph.exporters import check
 from cellgraph.graph import CellGraph, Node, topological
 from cellgraph.interpret import values
-from cellgraph.layer import Cell, CellLayer
+from cellgraph.layer import CellLayer
+from cellgraph.parameters import Cell
 
 #: Parts on each side of zero that int8 has of the largest weight of a row.
 LEVELS = 127

@@ -66,7 +66,7 @@ def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str
     widths = [f"{argument}={sizes[width]}" for width, argument in arguments.items()]
     with TemporaryDirectory(prefix="cellsearch-") as folder:
         data = Path(folder) / "data.npz"
-        np.savez(data, **arrays)  # type: ignore[arg-type]
+        np.savez(data, **arrays)
         done = subprocess.run(  # noqa: S603  # our own text, run by our own Python
             [sys.executable, "-c", _SCRIPT, str(path), name, str(data), str(len(found)),
              str(len(layer.cell.states)), str(layer.hidden_size), *widths],
