@@ -18,7 +18,7 @@ from cellgraph.sizes import concrete_widths
 
 if TYPE_CHECKING:
     from cellgraph.layer import CellLayer
-from cellgraph.parameters import Cell
+    from cellgraph.parameters import Cell
 
 
 class CFile:

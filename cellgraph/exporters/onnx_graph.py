@@ -20,7 +20,7 @@ from cellgraph.exporters.source import Names
 
 if TYPE_CHECKING:
     from cellgraph.layer import CellLayer
-from cellgraph.parameters import Cell
+    from cellgraph.parameters import Cell
 
 #: The version of the file format that appeared with the operators of `OPSET`.
 IR_VERSION = 8
