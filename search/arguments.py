@@ -37,10 +37,11 @@ def parser() -> Parser:
     _cells(command)
     data = commands.add_parser("data", help="data sets: list, fetch, path")
     _data(data.add_subparsers(metavar="list|fetch|path", required=True))
-    bench = commands.add_parser("bench", help="how fast this machine is: kernels, search")
-    kinds = bench.add_subparsers(metavar="kernels|search", required=True)
+    bench = commands.add_parser("bench", help="how fast this machine is: kernels, search, export")
+    kinds = bench.add_subparsers(metavar="kernels|search|export", required=True)
     _bench_kernels(kinds)
     _bench_search(kinds)
+    _bench_export(kinds)
     doctor = command("doctor", "what this machine has, what it lacks, and how to get it")
     _json(doctor)
     return top
@@ -228,6 +229,29 @@ def _bench_search(kinds: argparse._SubParsersAction[Parser]) -> None:
     made.add_argument("--seed", type=whole(0), default=0, help="of searches and mutants (0)")
     _parts(made, request.SEARCH_PARTS)
     made.add_argument("--folder", help="where journals are written (default: temporary files)")
+    _json(made)
+
+
+def _bench_export(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "every cell through the formats that compute, and how fast one is there"
+    made = kinds.add_parser("export", help=text, description=f"{text}.".capitalize())
+    made.set_defaults(command="bench export")
+    made.add_argument("--cells", type=words, metavar="NAME,…", help=f"each {_CELL} (the zoo)")
+    made.add_argument(
+        "--mutants",
+        type=whole(0),
+        metavar="N",
+        help=f"random cells besides ({request.EXPORT_MUTANTS}; with --cells none)",
+    )
+    made.add_argument(
+        "--formats",
+        type=words,
+        default=request.EXPORT_FORMATS,
+        metavar="NAME,…",
+        help=f"({','.join(request.EXPORT_FORMATS)})",
+    )
+    made.add_argument("--seed", type=whole(0), default=0, help="of the mutants (0)")
+    _parts(made, request.EXPORT_PARTS)
     _json(made)
 
 

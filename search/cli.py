@@ -394,6 +394,17 @@ def _bench_search(options: argparse.Namespace) -> None:
     _bench(search, search_summary, request, options.json)
 
 
+def _bench_export(options: argparse.Namespace) -> None:
+    from search.bench import exports, exports_summary
+    from search.bench.request import EXPORT_MUTANTS, ExportRequest
+
+    mutants = options.mutants
+    if mutants is None:
+        mutants = EXPORT_MUTANTS if options.cells is None else 0
+    request = ExportRequest(options.cells, mutants, options.formats, options.seed, options.parts)
+    _bench(exports, exports_summary, request, options.json)
+
+
 def _bench(measurement: Any, summary: Any, request: Any, as_json: bool) -> None:
     """Two modules of `search.bench`: what is measured, and how it is told."""
     from rich.console import Console
@@ -446,6 +457,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "data path": _data_path,
     "bench kernels": _bench_kernels,
     "bench search": _bench_search,
+    "bench export": _bench_export,
     "doctor": _doctor,
 }
 

@@ -70,3 +70,21 @@ class SearchRequest:
     seed: int = 0
     parts: tuple[str, ...] = SEARCH_PARTS
     folder: str | None = None
+
+
+# -- cellsearch bench export
+
+EXPORT_PARTS = ("checks", "speed")
+EXPORT_FORMATS = ("torch", "pt2", "onnx", "c")
+EXPORT_MUTANTS = 200
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """cells: names or files, None for the whole zoo; mutants: how many random cells besides."""
+
+    cells: tuple[str, ...] | None = None
+    mutants: int = EXPORT_MUTANTS
+    formats: tuple[str, ...] = EXPORT_FORMATS
+    seed: int = 0
+    parts: tuple[str, ...] = EXPORT_PARTS
