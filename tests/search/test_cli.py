@@ -442,7 +442,17 @@ def test_a_c_file_says_what_it_takes_and_what_int8_loses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gru.c"
-    words = ["export", "gru", "--out", str(out), "--int8", "--input-size", "3", "--format"]
+    words = [
+        "export",
+        "gru",
+        "--out",
+        str(out),
+        "--int8",
+        "--input-size",
+        "3",
+        "--no-card",
+        "--format",
+    ]
     assert "format torch has no option 'int8'" in complaint(capsys, *words, "torch")
     lines = answer(capsys, *words, "c", "--hidden-size", "4").splitlines()
     assert lines[0] == str(out)
