@@ -179,7 +179,7 @@ def _data(kinds: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _bench_kernels(kinds: argparse._SubParsersAction[Parser]) -> None:
-    text = "compiled cells beside what they replace, on one thread; about 6 minutes"
+    text = "compiled cells beside what they replace, on one thread; about 25 minutes"
     made = kinds.add_parser("kernels", help=text, description=f"{text}.".capitalize())
     made.set_defaults(command="bench kernels")
     made.add_argument(
