@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -73,8 +74,12 @@ class Auto:
     def __init__(self, cell: CellGraph) -> None:
         self.cell = cell
         self.native, self.eager = native.Runner(cell), eager.Runner(cell)
-        self.scan = scan.Runner(cell) if solve(cell) is not None else None
         self.fallback: str | None = None
+
+    @cached_property
+    def _scan(self) -> scan.Runner | None:
+        # Made where native code cannot run, which for most layers is never.
+        return scan.Runner(self.cell) if solve(self.cell) is not None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Auto, (self.cell,)  # what failed here may work where it is loaded
@@ -90,8 +95,8 @@ class Auto:
         suits = self.fallback is None and unsuited(params, x, state, tokens) is None
         if suits and self.kernel(x.dtype) is not None:
             return self.native(params, x, state, mask, tokens)
-        if self.scan is not None and _scannable(params, x, state, tokens):
-            return self.scan(params, x, state, mask, tokens)
+        if self._scan is not None and _scannable(params, x, state, tokens):
+            return self._scan(params, x, state, mask, tokens)
         return self.eager(params, x, state, mask, tokens)
 
     def kernel(self, dtype: torch.dtype) -> native.Kernel | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cellgraph.errors import CellError
 from cellgraph.graph import CONST, INPUT, MATMUL, PARAM, STATE, CellGraph, Node
 from cellgraph.ops import OPS, skew
 
@@ -84,16 +85,36 @@ def unroll(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """All time steps. `x` (T, B, X); returns the outputs (T, B, H) and the last states. `params` as
     they are stored."""
-    return run(cell, effective(cell, params), x, state)
+    return _unroll(cell, effective(cell, params), x, state)
 
 
-def run(
+def _unroll(
     cell: CellGraph, params: Mapping[str, Tensor], x: Tensor, state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As `unroll`, for parameters that are effective, as backends are given them."""
     outputs = []
     current = tuple(state)
     for x_t in x:
         output, current = _step(cell, params, x_t, current)
         outputs.append(output)
     return torch.stack(outputs), current
+
+
+class Runner:
+    """The interpreter as a backend, for one cell."""
+
+    def __init__(self, cell: CellGraph) -> None:
+        self.cell = cell
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `eager.Runner`, for sequences of one length that are not looked up."""
+        if mask is not None or tokens is not None:
+            raise CellError("the interpreter takes sequences of one length, and no tokens")
+        y, last = _unroll(self.cell, params, x, [value[0] for value in state])
+        return y, tuple(value.unsqueeze(0) for value in last)

@@ -60,8 +60,8 @@ def frames(saved: Saved, length: int, temperature: float = 1.0, seed: int = 0) -
     if saved.about.beats is None:
         raise DataError(f"a model of {saved.about.task} makes no music, expected one of music")
     rng = torch.Generator().manual_seed(seed)
-    made = np.zeros((length, saved.widths.output_width), np.uint8)
-    x, state = torch.zeros(1, 1, saved.widths.input_width), None
+    made = np.zeros((length, saved.ends.output_width), np.uint8)
+    x, state = torch.zeros(1, 1, saved.ends.input_width), None
     for frame in made:
         logits, state = _step(saved, x, state)
         if temperature == 0:

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 import cellgraph as cg
 from cellgraph import CellError, CellGraph
+from cellgraph.exporters.torch_model import Ends
 from evaluators.errors import DataError
 from evaluators.model import Model
 from evaluators.settings import Settings
@@ -60,21 +61,12 @@ class About:
 
 
 @dataclass(frozen=True)
-class Widths:
-    """`evaluators.model.Ends` of a task that is not here."""
-
-    input_kind: Literal["tokens", "frames"]
-    input_width: int
-    output_width: int
-
-
-@dataclass(frozen=True)
 class Saved:
     """A model with the parameters that it was trained to, and what is known of it."""
 
     cell: CellGraph
     settings: Settings
-    widths: Widths
+    ends: Ends
     model: Model
     about: About
 
@@ -129,13 +121,13 @@ def _read(header: Mapping[str, Any], weights: Mapping[str, torch.Tensor], backen
     about = _about(header["about"])
     if about.vocabulary is not None and len(about.vocabulary) != y:
         raise DataError(f"{len(about.vocabulary)} symbols, expected {y}")
-    widths = Widths(kind, x, y)
+    ends = Ends(kind, x, y)
     with torch.random.fork_rng(devices=[]):  # a module draws values that are replaced at once
-        model = Model(cell, widths, settings, hidden, backend)
+        model = Model(cell, ends, settings, hidden, backend)
     model.load_state_dict(weights)
     if not all(bool(value.isfinite().all()) for value in weights.values()):
         raise DataError("weights are not finite")
-    return Saved(cell, settings, widths, model.eval(), about)
+    return Saved(cell, settings, ends, model.eval(), about)
 
 
 def _about(given: Mapping[str, Any]) -> About:

@@ -29,43 +29,31 @@ def export(
     """Do it; yields the lines that tell of it. `say`: steps done, and the steps of a training.
     `note`: what writes the card. Raises CellError, DataError, SearchError."""
     sizes = {name: v for name in SIZES if (v := getattr(options, name)) is not None}
-    given = {"int8": True} if options.int8 else {}
-    if options.weights is None:
-        if options.task is not None:
-            raise SearchError("--task says whose training, expected --weights best beside it")
-        made = write(
-            options.target,
-            options.out,
-            options.format,
-            overwrite=options.force,
-            sizes=sizes,
-            options=given,
-            note=note,
-        )
-    else:
+    source, ends, model = options.target, None, None
+    weights = Path(options.out).with_suffix(WEIGHTS)
+    if options.weights is not None:
         if sizes:
             raise SearchError("a trained model has its sizes, expected none beside --weights")
-        weights = Path(options.out).with_suffix(WEIGHTS)
-        if weights.exists() and not options.force:
-            raise SearchError(f"{weights} exists, expected a new path (or --force)")
-        if options.format not in FORMATS:  # said before the training, not after it
-            raise SearchError(
-                f"no export format {options.format!r}, expected one of {', '.join(FORMATS)}"
-            )
+        _check_before_training(options, weights)
         model = _trained(options, say)
+        content = model.dump()  # may lack a package: before anything is written
         task = model.best.stage.task
         ends = Ends(task.input_kind, task.input_width, task.output_width)
-        layers = model.model.layers
-        made = write(
-            layers,
-            options.out,
-            options.format,
-            overwrite=options.force,
-            options=given,
-            ends=ends,
-            note=note,
-        )
-        write_file(weights, model.dump(), overwrite=options.force)
+        source = model.model.layers
+    elif options.task is not None:
+        raise SearchError("--task says whose training, expected --weights best beside it")
+    made = write(
+        source,
+        options.out,
+        options.format,
+        overwrite=options.force,
+        sizes=sizes,
+        options={"int8": True} if options.int8 else {},
+        ends=ends,
+        note=note,
+    )
+    if model is not None:
+        write_file(weights, content, overwrite=options.force)
         yield _told(model)
         yield str(weights)
     yield str(made.path)
@@ -73,6 +61,17 @@ def export(
     if made.difference is not None:
         yield f"checked against the interpreter: largest difference {made.difference:.1e}"
     yield from made.notes
+
+
+def _check_before_training(options: argparse.Namespace, weights: Path) -> None:
+    """What would be an error after it."""
+    for path in (weights, Path(options.out)):
+        if path.exists() and not options.force:
+            raise SearchError(f"{path} exists, expected a new path (or --force)")
+    if options.format not in FORMATS:
+        raise SearchError(
+            f"no export format {options.format!r}, expected one of {', '.join(FORMATS)}"
+        )
 
 
 def _trained(options: argparse.Namespace, say: Callable[[int, int], None]) -> Retrained:

@@ -219,20 +219,14 @@ def export(
 ) -> Path:
     """Write a cell or a layer to `path` in one of `FORMATS`; returns the path.
 
-    `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with the
-    constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer, its
-    sizes become the defaults of that constructor; its weights are not in the file, and go over by
-    `exported.load_state_dict(layer.state_dict())`. `"onnx"` is an ONNX file with the weights: one
-    `Scan` over time for every layer and direction, in float32, for any number of steps and rows; it
-    takes x (T, B, X) and a state s_0 for each of the cell, and gives y and the last states s_n. It
-    needs the extra `onnx`. `"nasbench"` is a recipe of NAS-Bench-NLP in JSON, of a cell that is one
-    (see `cellgraph.recipe`). Text and paths are read by `cellgraph.load`.
     `"cell"` is notation. `"torch"` is one module of Python that needs torch alone: a class with
     the constructor and the shapes of torch.nn.LSTM and the state_dict of our layer. Given a layer,
     its sizes become the defaults of that constructor; its weights are not in the file, and go over
-    by `exported.load_state_dict(layer.state_dict())`. `"onnx"` and `"pt2"` hold the weights, for
-    inference with any number of steps and rows; the latter is a program of torch.export:
-    `torch.export.load(path).module()(x, state)`. `"c"` is one C99 file for inference that needs
+    by `exported.load_state_dict(layer.state_dict())`. `"onnx"` and `"pt2"` hold the weights, in
+    float32 and for any number of steps and rows. The former takes x (T, B, X) and a state s_0 for
+    each of the cell, gives y and the last states s_n, and needs the extra `onnx`; the latter is a
+    program of torch.export: `torch.export.load(path).module()(x, state)`. `"keras"` is a layer for
+    Keras 3. `"c"` is one C99 file for inference that needs
     libm alone: functions for a step and for a sequence, with the weights as constants, matrices in
     int8 with `int8=True`; its check takes a C compiler. `"latex"`, `"svg"` and `"dot"` show the
     cell: its equations with a picture of one step, and that picture alone. `"json"` is the graph in

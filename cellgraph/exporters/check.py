@@ -16,7 +16,7 @@ from torch import Tensor
 from cellgraph import layer as layers
 from cellgraph.errors import CellError
 from cellgraph.graph import CellGraph
-from cellgraph.interpret import run
+from cellgraph.interpret import Runner
 from cellgraph.layer import CellLayer
 
 STEPS, ROWS = (1, 7, 50), (1, 3)
@@ -65,31 +65,10 @@ def concrete(
     return made.eval()
 
 
-class Interpreter:
-    """A backend that is the interpreter, step by step and node by node."""
-
-    def __init__(self, cell: CellGraph) -> None:
-        self.cell = cell
-
-    def __call__(
-        self,
-        params: Mapping[str, Tensor],
-        x: Tensor,
-        state: Sequence[Tensor],
-        mask: Tensor | None = None,
-        tokens: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As `eager.Runner`, for sequences of one length that are not looked up."""
-        if mask is not None or tokens is not None:
-            raise CellError("the interpreter takes sequences of one length, and no tokens")
-        y, last = run(self.cell, params, x, [value[0] for value in state])
-        return y, tuple(value.unsqueeze(0) for value in last)
-
-
 def interpreted(layer: CellLayer) -> CellLayer:
     """A copy of a layer, for inference in float64, that the interpreter computes."""
     copied = deepcopy(layer).double().eval()
-    copied.run = Interpreter(layer.cell)
+    copied.run = Runner(layer.cell)
     copied.batch_first = False
     return copied
 

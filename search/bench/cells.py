@@ -18,8 +18,7 @@ import cellgraph as cg
 from cellgraph import CellGraph
 from cellgraph.backends import Native
 from cellgraph.graph import INPUT, MATMUL, PARAM, STATE, depends_on
-from cellgraph.interpret import unroll
-from cellgraph.parameters import Cell
+from cellgraph.interpret import Runner
 from cellgraph.sizes import concrete_widths
 from search.bench.population import mutants, named
 from search.bench.rates import Yardstick
@@ -188,22 +187,10 @@ def modules(
         else:
             layer = compiled(EAGER if way == INTERPRETER else way)
             layer.load_state_dict(first.state_dict())
-            made[way] = Interpreted(layer) if way == INTERPRETER else layer
+            if way == INTERPRETER:
+                layer.run = Runner(cell)
+            made[way] = layer
     return made
-
-
-class Interpreted(nn.Module):
-    """A layer computed by the interpreter, node by node and step by step."""
-
-    def __init__(self, layer: cg.CellLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """As the layer, from zero states."""
-        cell = cast("Cell", self.layer.cells[0])
-        state = [x.new_zeros(x.shape[1], size) for size in self.layer.state_sizes]
-        return unroll(self.layer.cell, dict(cell.named_parameters()), cell.enter(x), state)
 
 
 class Pass:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 import cellgraph as cg
+from cellgraph.exporters.torch_model import Ends
 from evaluators import DataError, Settings, evaluate, sample, saved, tasks
 from evaluators.metrics import measure
 from evaluators.saved import About, Saved
@@ -40,7 +41,7 @@ def language() -> tuple[Saved, bytes]:
     assert record["curve"] == plain["curve"]
     about = About.of(task, record["metrics"], {"run": "tour", "key": cell.key()})
     made = saved.dump(model, cell, task, SMALL, about)
-    return Saved(cell, SMALL, saved.Widths("tokens", 97, 97), model, about), made
+    return Saved(cell, SMALL, Ends("tokens", 97, 97), model, about), made
 
 
 def read(folder: Path, content: bytes) -> Saved:
@@ -157,7 +158,7 @@ def test_a_prompt_with_unknown_symbols() -> None:
     record, model = trained("gru", task, SMALL, 4, seed=0)
     assert model is not None
     about = About.of(task, record["metrics"])
-    known = Saved(cg.load("gru"), SMALL, saved.Widths("tokens", 40, 40), model, about)
+    known = Saved(cg.load("gru"), SMALL, Ends("tokens", 40, 40), model, about)
     with pytest.raises(DataError, match="the prompt has 'Z', which the model does not know"):
         sample.text(known, 5, prompt="aZ")
     with pytest.raises(DataError, match="makes no music, expected one of music"):
@@ -170,14 +171,14 @@ def test_a_model_without_symbols() -> None:
     assert model is not None
     about = About.of(task, record["metrics"])
     with pytest.raises(DataError, match="a model of memorisation makes no text"):
-        sample.text(Saved(cg.load("gru"), SMALL, saved.Widths("tokens", 27, 27), model, about), 5)
+        sample.text(Saved(cg.load("gru"), SMALL, Ends("tokens", 27, 27), model, about), 5)
 
 
 def test_music_is_frames() -> None:
     record, model = trained("gru", Frames(), SMALL, 4, seed=0)
     assert model is not None
     about = replace(About.of(Frames(), record["metrics"]), beats=0.5)
-    music = Saved(cg.load("gru"), SMALL, saved.Widths("frames", 7, 7), model, about)
+    music = Saved(cg.load("gru"), SMALL, Ends("frames", 7, 7), model, about)
     roll = sample.frames(music, 30, seed=1)
     assert roll.shape == (30, 7)
     assert (sample.frames(music, 5, temperature=0) == sample.frames(music, 5, 0, seed=9)).all()
