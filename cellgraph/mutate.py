@@ -44,6 +44,7 @@ from cellgraph.widths import build
 ACTIVATIONS: tuple[str | float, ...] = ("tanh", "sigmoid", "relu", 0.0, 1.0, 0.9, 1.1)
 ELEMENTWISE = ("mul", "add", "sub")
 _NOT_FED = frozenset([PARAM, CONST])  # what nothing flows through
+_BOTH = ON_X | ON_STATE
 _ACTIVATING = frozenset([MATMUL, *(name for name, op in OPS.items() if op.arity == 1)])
 _BINARY = frozenset(name for name, op in OPS.items() if op.arity == 2)
 
@@ -124,8 +125,9 @@ def mutate(
 
     `edits=None`: p ~ U[0, 1] is drawn once and every node is transformed with probability p (the
     paper's main statement); `edits=(low, high)`: between low and high transformations at random
-    nodes. The child is valid (`viable`), differs from its parent in its key, and has lost the
-    states that no longer reach its output. It is not simplified: that is the caller's policy.
+    nodes. The child is valid (`viable`, except that a state which only keeps x or h in the parent
+    may go on doing so), differs from its parent in its key, and has lost the states that no longer
+    reach its output. It is not simplified: that is the caller's policy.
     """
     draft = _Draft.of(cell)
     if edits is None:
@@ -189,16 +191,31 @@ def viable(cell: CellGraph) -> bool:
     By the normal form: `h' = tanh(W @ x) + h - h` forgets the past. Asked of the states that
     `simplify` keeps, of which there must be one.
     """
-    return _viable(cell, *form_of(cell))
+    reached = _reached(cell, *form_of(cell)).values()
+    return bool(reached) and all(reach == _BOTH for reach in reached)
 
 
-def _viable(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> bool:
+def _reached(cell: CellGraph, form: Form, image: Mapping[Node, Value]) -> dict[str, int]:
+    """What the next values of the states that `simplify` keeps depend on, by name."""
     nexts = {s.name: image[s.next] for s in cell.states}
     end = image[cell.outputs[0]]
     live = form.live(end[1], nexts)
-    both = ON_X | ON_STATE
-    reached = [form.reach[v[1]] & both for name, v in nexts.items() if name in live or v == end]
-    return bool(reached) and all(reach == both for reach in reached)
+    return {n: form.reach[v[1]] & _BOTH for n, v in nexts.items() if n in live or v == end}
+
+
+def _fit(reached: Mapping[str, int], parent: CellGraph) -> bool:
+    """May these be the states of a child? One that keeps x for the next step, as the QRNN's does,
+    may go on doing no more than that."""
+    if _BOTH not in reached.values():
+        return False
+    short = {name: reach for name, reach in reached.items() if reach != _BOTH}
+    if not short:
+        return True
+    before = _reached(parent, *form_of(parent))
+    return all(
+        before.get(name, _BOTH) != _BOTH and before[name] | reach == reach
+        for name, reach in short.items()
+    )
 
 
 def _sighted(nodes: list[Node], emitted: list[Node]) -> bool:
@@ -210,11 +227,11 @@ def _sighted(nodes: list[Node], emitted: list[Node]) -> bool:
         for arg in node.args:
             found |= reach[arg]
         reach[node] = found
-    return all(reach[node] == ON_X | ON_STATE for node in emitted)
+    return all(reach[node] == _BOTH for node in emitted)
 
 
 def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGraph | None:
-    """Freeze the draft; None when widths clash, a state is not viable, or the child is not new."""
+    """Freeze the draft; None when widths clash, a state is not fit, or the child is not new."""
     *nexts, output = draft.roots
     states = [(s.name, s.width, node) for s, node in zip(parent.states, nexts, strict=True)]
     live = live_states({name: node for name, _, node in states}, output)
@@ -237,7 +254,7 @@ def _finish(draft: _Draft, parent: CellGraph, known: tuple[str, ...]) -> CellGra
     except CellError:
         return None  # widths that cannot agree: this draw gives no valid cell
     form, image = form_of(child)
-    if not _viable(child, form, image):
+    if not _fit(_reached(child, form, image), parent):
         return None
     key = key_of(child, form, image)
     if key in known:
