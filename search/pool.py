@@ -17,7 +17,9 @@ class Pool:
         self.size, self.scores = size, scores
         self.members: list[Architecture] = []
         self.joined = 0  # how many have ever become members
-        self._known: dict[Architecture, float] = {}  # scores of members, asked for all the time
+        # Scores of members, and the least of them: asked for all the time.
+        self._known: dict[Architecture, float] = {}
+        self._worst: float | None = None
 
     def __contains__(self, architecture: Architecture) -> bool:
         return any(member is architecture for member in self.members)
@@ -39,7 +41,9 @@ class Pool:
 
     def worst(self) -> float:
         """The least score of a member."""
-        return min(map(self.score, self.members))
+        if self._worst is None:
+            self._worst = min(map(self.score, self.members))
+        return self._worst
 
     def score(self, member: Architecture) -> float:
         """The score of a member."""
@@ -50,9 +54,11 @@ class Pool:
 
     def told(self, architecture: Architecture) -> None:
         """There is a new result: scores change when it is a member's or the baseline's."""
-        self._known.pop(architecture, None)
+        if self._known.pop(architecture, None) is not None:
+            self._worst = None
         if architecture is self.scores.baseline:
             self._known.clear()
+            self._worst = None
 
     def offer(self, architecture: Architecture) -> bool:
         """Take it in: as a new member while there is room, else in the place of the worst if it
@@ -67,6 +73,7 @@ class Pool:
             self._known.pop(worst)
             worst.leave()
         self.members.append(architecture)
+        self._worst = None
         self.joined += 1
         architecture.alive += 1
         return True

@@ -33,7 +33,7 @@ PARENTS = 100
 
 #: Steps that are prepared while there is nothing else to do, at most: what a wait for a worker has
 #: time for. What more there were would often be void before its turn comes.
-AHEAD = 2
+AHEAD = 4
 
 #: What a draw can come to, beside a cell that is tried.
 WASTED = ("invalid", "duplicates", "equal")
