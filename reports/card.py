@@ -16,6 +16,7 @@ from typing import Any
 
 import cellgraph as cg
 from cellgraph import CellGraph
+from cellgraph.exporters import Difference
 from reports import confirmed, facts, measured, structure
 from reports.collect import Run, read
 from reports.wording import clean, decimal, heading, labelled, settings, whole
@@ -30,7 +31,7 @@ class Export:
     file        the name of the file, without folders
     about       what its format is, in words
     sizes       of the exported layer, constructor arguments by name; none for a mere description
-    difference  the largest from the interpreter, None where the file computes nothing
+    difference  from the interpreter, None where the file computes nothing
     command     the command that made it
     versions    of packages, by name
     licence     of the file; None where nobody has said
@@ -41,7 +42,7 @@ class Export:
     file: str
     about: str
     sizes: Mapping[str, int | float | bool]
-    difference: float | None
+    difference: Difference | None
     command: str
     versions: Mapping[str, str] = field(default_factory=dict)
     licence: str | None = None
@@ -228,8 +229,7 @@ def _check(export: Export) -> str:
         return "The file computes nothing that could be compared."
     return (
         "Before the file appeared it was compared with the interpreter at 1, 7 and 50 steps and 1 "
-        f"and 3 rows: largest difference {export.difference:.1e}, of values above 1 relative to "
-        "them."
+        f"and 3 rows, of values above 1 relative to them: {export.difference}."
     )
 
 

@@ -31,7 +31,7 @@ from search.journal import FILE
 from search.versions import installed
 
 if TYPE_CHECKING:
-    from cellgraph.exporters import Design
+    from cellgraph.exporters import Design, Difference
     from search.algorithms import Algorithm
     from search.launch import Plan
     from search.loop import Observer
@@ -291,13 +291,13 @@ def _sample(options: argparse.Namespace) -> None:
         print(made)
 
 
-def _card(options: argparse.Namespace) -> Callable[[Design, float | None], str]:
+def _card(options: argparse.Namespace) -> Callable[[Design, Difference | None], str]:
     """What writes the card of an export."""
     from cellgraph.exporters import FORMATS, SIZES
     from evaluators.data.catalogue import DATA_SETS
     from reports import card
 
-    def text(design: Design, difference: float | None) -> str:
+    def text(design: Design, difference: Difference | None) -> str:
         computes = FORMATS[options.format].check is not None
         export = card.Export(
             file=Path(options.out).name,

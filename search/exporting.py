@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgraph.exporters import FORMATS, Design, write, write_file
+from cellgraph.exporters import FORMATS, Design, Difference, write, write_file
 from cellgraph.exporters.torch_model import Ends
 from search.errors import SearchError
 
 if TYPE_CHECKING:
     from search.trained import Retrained
 
-#: The text of a card, of a design and the largest difference from the interpreter.
-Note = Callable[[Design, float | None], str]
+#: The text of a card, of a design and its difference from the interpreter.
+Note = Callable[[Design, Difference | None], str]
 
 WEIGHTS = ".safetensors"  #: how the file of a trained model ends
 #: Arguments of a layer that is made of a cell alone.
@@ -59,7 +59,7 @@ def export(
     yield str(made.path)
     yield from map(str, made.beside)
     if made.difference is not None:
-        yield f"checked against the interpreter: largest difference {made.difference:.1e}"
+        yield f"checked against the interpreter: {made.difference}"
     yield from made.notes
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cellgraph import node_link
 from cellgraph.errors import CellError, closest
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Sizes of a layer that is made of a cell alone.
 SIZES: Mapping[str, int] = {"input_size": 64, "hidden_size": 64}
+TOLERANCE = 1e-5  #: by which an export may differ, where float32 can tell
 #: The ending of the note beside an export.
 NOTE = ".md"
 
@@ -62,11 +63,25 @@ class Design:
         return concrete(self.cell, {**SIZES, **self.sizes}, self.widths, self.given)
 
 
+class Difference(NamedTuple):
+    """From the interpreter, of values above 1 relative to them: the largest of all that was
+    compared, and of single steps alone. Some cells make more of every rounding with every step."""
+
+    largest: float
+    step: float
+
+    def __str__(self) -> str:
+        words = f"largest difference {self.largest:.1e}"
+        if self.largest <= TOLERANCE:
+            return words
+        return f"{words}, of single steps {self.step:.1e}: this cell makes more of every rounding"
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a check has found: the largest difference from the interpreter, and lines to print."""
+    """What a check has found: differences from the interpreter, and lines to print."""
 
-    difference: float | None
+    difference: Difference | None
     notes: tuple[str, ...] = ()
 
 
@@ -75,7 +90,7 @@ class Format:
     """A way to write a cell.
 
     `render`: the contents of the files by the ending that is added to the path, "" for the file
-    itself. `check`: the largest difference of what the file at a path computes from the
+    itself. `check`: the largest differences of what the file at a path computes from the
     interpreter, or a `Checked` where there is more to say; raises `CellError` for too large a one.
     None where the file says what the cell is and computes nothing. `options`: names of those that
     it takes.
@@ -83,7 +98,7 @@ class Format:
 
     about: str
     render: Callable[[Design], Mapping[str, bytes]]
-    check: Callable[[Design, Path], float | Checked] | None = None
+    check: Callable[[Design, Path], Difference | Checked] | None = None
     options: tuple[str, ...] = ()
 
 
@@ -92,7 +107,7 @@ def _text(render: Callable[[Design], str]) -> Callable[[Design], Mapping[str, by
     return lambda design: {"": render(design).encode("utf-8", "replace")}
 
 
-def _check_torch(design: Design, path: Path) -> float:
+def _check_torch(design: Design, path: Path) -> Difference:
     from cellgraph.exporters import torch_check  # only what computes needs torch
 
     return torch_check.difference(design.layer, path, camel(design.cell.name))
@@ -105,7 +120,7 @@ def _onnx(design: Design) -> Mapping[str, bytes]:
     return {"": onnx_graph.render(design.layer)}
 
 
-def _check_onnx(design: Design, path: Path) -> float:
+def _check_onnx(design: Design, path: Path) -> Difference:
     from cellgraph.exporters import onnx_check
 
     return onnx_check.difference(design.layer, path)
@@ -129,13 +144,13 @@ def _render_pt2(design: Design) -> Mapping[str, bytes]:
     return pt2.render(design.layer)
 
 
-def _check_pt2(design: Design, path: Path) -> float:
+def _check_pt2(design: Design, path: Path) -> Difference:
     from cellgraph.exporters import pt2
 
     return pt2.difference(design.layer, path)
 
 
-def _check_keras(design: Design, path: Path) -> float:
+def _check_keras(design: Design, path: Path) -> Difference:
     from cellgraph.exporters import keras_check  # only what computes needs torch
 
     cell = design.cell
@@ -205,7 +220,7 @@ class Exported:
 
     path: Path
     beside: tuple[Path, ...]
-    difference: float | None
+    difference: Difference | None
     notes: tuple[str, ...] = ()
 
 
@@ -249,12 +264,12 @@ def write(
     sizes: Mapping[str, int | float | bool] | None = None,
     options: Mapping[str, object] | None = None,
     ends: Ends | None = None,
-    note: Callable[[Design, float | None], str] | None = None,
+    note: Callable[[Design, Difference | None], str] | None = None,
 ) -> Exported:
     """As `export`. `sizes`: of the layer that is made of a cell, constructor arguments by name.
     `ends`: what surrounds a layer in its model; a Python file then has the model too. `note`: the
     text of a file beside the export, named after it and ending in .md, of the design and the
-    largest difference; it appears with the export or not at all."""
+    difference; it appears with the export or not at all."""
     if not isinstance(format, str) or format not in FORMATS:
         raise CellError(
             f"no export format {format!r}{closest(str(format), FORMATS)}, "
@@ -279,7 +294,9 @@ def write(
 
 
 def _checked_file(chosen: Format, design: Design, file: Path) -> Checked:
-    found = None if chosen.check is None else chosen.check(design, file)
+    if chosen.check is None:
+        return Checked(None)
+    found = chosen.check(design, file)
     return found if isinstance(found, Checked) else Checked(found)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cellgraph.errors import CellError
+from cellgraph.exporters import Difference
 from cellgraph.exporters.check import cases, largest_difference
 from cellgraph.layer import CellLayer
 from cellgraph.parameters import Cell
@@ -48,7 +49,7 @@ np.savez(sys.argv[3] + ".out.npz", **results)
 """
 
 
-def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str]) -> float:
+def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str]) -> Difference:
     """The largest difference of the Keras layer `name` in the file at `path` from the interpreter,
     with the weights of a layer. `arguments`: what the constructor calls the widths beside H. Raises
     `CellError` for too large a one, and where Keras is not installed."""

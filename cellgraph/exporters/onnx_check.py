@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from cellgraph.errors import CellError
+from cellgraph.exporters import Difference
 from cellgraph.exporters.check import largest_difference
 from cellgraph.exporters.onnx_graph import names_of
 from cellgraph.layer import CellLayer
 
 
-def difference(layer: CellLayer, path: Path) -> float:
+def difference(layer: CellLayer, path: Path) -> Difference:
     """The largest difference of the file at `path` from the interpreter. Raises `CellError` for too
     large a one, and for a file that the checker of ONNX or the runtime does not take."""
     try:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cellgraph.errors import CellError
-from cellgraph.exporters import torch_only
+from cellgraph.exporters import Difference, torch_only
 from cellgraph.exporters.check import cases, largest_difference
 from cellgraph.layer import CellLayer
 from cellgraph.parameters import Cell
@@ -108,7 +108,7 @@ def program(layer: CellLayer) -> torch.export.ExportedProgram:
     return made
 
 
-def difference(layer: CellLayer, path: Path) -> float:
+def difference(layer: CellLayer, path: Path) -> Difference:
     """The largest difference of the program in a file from the interpreter. Raises `CellError` for
     too large a one, and where a process that has only torch cannot run it."""
     one, calls = len(layer.state_sizes) == 1, []

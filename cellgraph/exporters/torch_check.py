@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from cellgraph.exporters import Difference
 from cellgraph.exporters.check import largest_difference
 from cellgraph.layer import CellLayer
 
 
-def difference(layer: CellLayer, path: Path, name: str) -> float:
+def difference(layer: CellLayer, path: Path, name: str) -> Difference:
     """The largest difference of the class `name` in the file at `path` from the interpreter, with
     the sizes and the weights of a layer. Raises `CellError` for too large a one."""
     kind = _classes(path)[name]

@@ -27,7 +27,7 @@ from search.bench.population import mutants, named
 from search.bench.request import ExportRequest, Request, Shape
 from search.bench.timing import Effort, interleaved
 
-VERSION = 1  #: of the JSON document
+VERSION = 2  #: of the JSON document
 SIZES = {"input_size": 24, "hidden_size": 32}  #: of the layers that are checked
 SPEED = Shape(100, 1, 128)  #: a stream on a small device
 EAGER, NATIVE, ONNX, C = "eager", "native", "onnxruntime", "C"
@@ -38,14 +38,15 @@ EFFORT = Effort(seconds=5.0, least=5, most=60)
 
 @dataclass(frozen=True)
 class Row:
-    """One cell in one format. difference: the largest from the interpreter, None where the export
-    failed, and `error` says why."""
+    """One cell in one format. difference, step: the largest from the interpreter, of everything and
+    of single steps, None where the export failed, and `error` says why."""
 
     cell: str
     mutant: bool
     format: str
     seconds: float
     difference: float | None
+    step: float | None
     error: str | None = None
 
 
@@ -101,16 +102,18 @@ def _rows(request: ExportRequest, say: Callable[[str, int, int], None]) -> Itera
 
 
 def _row(cell: CellGraph, format: str, path: Path, mutant: bool) -> Row:
-    begin, difference, error = time.perf_counter(), None, None
+    begin, error = time.perf_counter(), None
+    largest = step = None
     try:
-        made = write(cell, path, format, sizes=SIZES)
-        difference = made.difference
+        found = write(cell, path, format, sizes=SIZES).difference
+        if found is not None:
+            largest, step = found
     except CellError as problem:
         error = str(problem).splitlines()[0]
     seconds = time.perf_counter() - begin
     path.unlink(missing_ok=True)
     name = f"mutant {cell.key()[:8]}" if mutant else cell.name
-    return Row(name, mutant, format, seconds, difference, error)
+    return Row(name, mutant, format, seconds, largest, step, error)
 
 
 def _speed() -> tuple[dict[str, float], dict[str, float]]:

@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import cellgraph as cg
-from cellgraph.exporters import write
+from cellgraph.exporters import Difference, write
 from reports import card, confirmed, measured
 from search.cli import main
 from search.errors import SearchError
@@ -25,7 +25,7 @@ EXPORT = card.Export(
     file="gru.py",
     about="a .py file",
     sizes={"input_size": 3, "hidden_size": 4},
-    difference=2.5e-7,
+    difference=Difference(2.5e-7, 1e-7),
     command="cellsearch export gru --out 'my gru.py'",
     versions={"cellsearch": "1.2"},
 )

@@ -68,14 +68,14 @@ def test_formats_that_compute_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_targets() -> None:
-    row = Row("gru", False, "onnx", 0.1, 1e-7)
+    row = Row("gru", False, "onnx", 0.1, 1e-3, 1e-7)
     found = Findings(ExportRequest(), {}, [row], {}, {"onnxruntime": 3.0, "C": 4.0})
-    assert [target.met for target in exports_summary.targets(found)] == [True] * 3
-    found.rows.append(replace(row, difference=None, error="no"))
+    assert [target.met for target in exports_summary.targets(found)] == [True] * 4
+    found.rows += [replace(row, difference=None, error="no"), replace(row, step=1e-3)]
     found.over = {"onnxruntime": 1.5, "C": 1.0}
-    assert [target.met for target in exports_summary.targets(found)] == [False] * 3
+    assert [target.met for target in exports_summary.targets(found)] == [False] * 4
     empty = Findings(ExportRequest(), {})
-    assert [target.met for target in exports_summary.targets(empty)] == [None] * 3
+    assert [target.met for target in exports_summary.targets(empty)] == [None] * 4
 
 
 def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
