@@ -228,8 +228,10 @@ def _check(export: Export) -> str:
     if export.difference is None:
         return "The file computes nothing that could be compared."
     return (
-        "Before the file appeared it was compared with the interpreter at 1, 7 and 50 steps and 1 "
-        f"and 3 rows, of values above 1 relative to them: {export.difference}."
+        "Before the file appeared it was compared with the interpreter: 1, 7 and 50 steps of 1 and "
+        "3 rows, and single steps from where the long ones lead. Of values above 1 relative to "
+        "them: "
+        f"{export.difference}."
     )
 
 
