@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Sizes of a layer that is made of a cell alone.
 SIZES: Mapping[str, int] = {"input_size": 64, "hidden_size": 64}
+STEPS = (1, 7, 50)  #: lengths at which exports are compared with the interpreter
 TOLERANCE = 1e-5  #: by which an export may differ, where float32 can tell
 #: The ending of the note beside an export.
 NOTE = ".md"
@@ -64,17 +65,22 @@ class Design:
 
 
 class Difference(NamedTuple):
-    """From the interpreter, of values above 1 relative to them: the largest of all that was
-    compared, and of single steps alone. Some cells make more of every rounding with every step."""
+    """From the interpreter, of values above 1 relative to them: the largest of all that could be
+    compared, and of single steps alone. Some cells make more of every rounding with every step, so
+    that float32 tells nothing of many; `steps`: of how many it does."""
 
     largest: float
     step: float
+    steps: int
 
     def __str__(self) -> str:
         words = f"largest difference {self.largest:.1e}"
-        if self.largest <= TOLERANCE:
+        if self.largest <= TOLERANCE and self.steps == STEPS[-1]:
             return words
-        return f"{words}, of single steps {self.step:.1e}: this cell makes more of every rounding"
+        return (
+            f"{words} over up to {self.steps} steps, {self.step:.1e} over single ones: "
+            "this cell makes more of every rounding"
+        )
 
 
 @dataclass(frozen=True, slots=True)

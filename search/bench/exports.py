@@ -107,7 +107,7 @@ def _row(cell: CellGraph, format: str, path: Path, mutant: bool) -> Row:
     try:
         found = write(cell, path, format, sizes=SIZES).difference
         if found is not None:
-            largest, step = found
+            largest, step, _ = found
     except CellError as problem:
         error = str(problem).splitlines()[0]
     seconds = time.perf_counter() - begin

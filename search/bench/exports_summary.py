@@ -52,7 +52,7 @@ def _exports(found: Findings) -> list[str]:
     if not found.rows:
         return []
     head = ["format", "cells", "failed", "step: named", "all", "above 1e-5"]
-    head += ["50 steps: named", "above 1e-5", "seconds each"]
+    head += ["sequence: named", "above 1e-5", "seconds each"]
     table = [head]
     for kind in dict.fromkeys(row.format for row in found.rows):
         rows = [row for row in found.rows if row.format == kind]

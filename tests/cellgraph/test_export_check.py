@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,8 +44,25 @@ def test_single_steps_hold_where_long_runs_cannot() -> None:
     assert steps.doubt < 1e-3
     assert steps.x.shape == (1, 150, 3)
     found = check.largest_difference(layer, running(layer))
-    assert found.step <= TOLERANCE < found.largest
-    assert str(found).endswith("this cell makes more of every rounding")
+    assert found.step <= TOLERANCE
+    assert found.steps == 1
+    assert "over up to 1 steps" in str(found)
+
+
+@pytest.mark.parametrize(("doubt", "passes"), [(5e-4, False), (2e-3, True), (float("inf"), True)])
+def test_where_rounding_has_grown_nothing_is_held_against_a_cell(
+    doubt: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, other = layer_of(WILD.format(8)), layer_of(WILD.format(8.1))
+    other.load_state_dict(layer.state_dict())
+    one, *_, long, _ = check.cases(layer)
+    cases = [replace(one, doubt=1.0), replace(long, doubt=doubt)]
+    monkeypatch.setattr(check, "cases", lambda _: iter(cases))
+    if passes:
+        assert check.largest_difference(layer, running(other)).steps == 1
+    else:
+        with pytest.raises(cg.CellError, match="is not the cell"):
+            check.largest_difference(layer, running(other))
 
 
 def test_another_cell_does_not_hide_behind_rounding() -> None:
@@ -74,8 +92,12 @@ def test_single_steps_of_several_layers(sizes: dict[str, int]) -> None:
 
 
 def test_words() -> None:
-    assert str(Difference(2.5e-7, 1e-7)) == "largest difference 2.5e-07"
-    assert str(Difference(2.5e-3, 1e-7)).startswith("largest difference 2.5e-03, of single steps 1")
+    assert str(Difference(2.5e-7, 1e-7, 50)) == "largest difference 2.5e-07"
+    assert str(Difference(2.5e-7, 1e-7, 1)).startswith("largest difference 2.5e-07 over up to 1 ")
+    assert str(Difference(2.5e-3, 1e-7, 50)) == (
+        "largest difference 2.5e-03 over up to 50 steps, 1.0e-07 over single ones: "
+        "this cell makes more of every rounding"
+    )
 
 
 def test_the_cases_are_the_same_every_time() -> None:

@@ -25,7 +25,7 @@ EXPORT = card.Export(
     file="gru.py",
     about="a .py file",
     sizes={"input_size": 3, "hidden_size": 4},
-    difference=Difference(2.5e-7, 1e-7),
+    difference=Difference(2.5e-7, 1e-7, 50),
     command="cellsearch export gru --out 'my gru.py'",
     versions={"cellsearch": "1.2"},
 )
