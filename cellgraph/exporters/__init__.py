@@ -77,10 +77,9 @@ class Difference(NamedTuple):
         words = f"largest difference {self.largest:.1e}"
         if self.largest <= TOLERANCE and self.steps == STEPS[-1]:
             return words
-        return (
-            f"{words} over up to {self.steps} steps, {self.step:.1e} over single ones: "
-            "this cell makes more of every rounding"
-        )
+        if self.steps > 1:
+            words += f" over up to {self.steps} steps, {self.step:.1e}"
+        return f"{words} over single steps: this cell makes more of every rounding"
 
 
 @dataclass(frozen=True, slots=True)
