@@ -37,6 +37,7 @@ from search.loop import Loop, Observer
 from search.versions import installed
 
 CONFIG = "config.yaml"
+FINISHED = "finished"  #: the kind of the event at the end of a run
 PACKAGES = ("cellsearch", "torch", "ray", "numpy", "networkx", "music21")
 
 
@@ -123,8 +124,8 @@ def resume(
     address: str | None,
     watch: Callable[[Algorithm, Plan], Observer],
 ) -> None:
-    """Carry a run on from its journal, on any number of workers. Raises SearchError, DataError,
-    CellError."""
+    """Carry a run on from its journal, on any number of workers; one that is finished needs none.
+    Raises SearchError, DataError, CellError."""
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(directory))
         ready = _planned(journal, directory)
@@ -132,6 +133,9 @@ def resume(
             _write_config(directory, ready.config, json.loads(journal.meta["environment"]))
         if workers is not None:
             ready = replace(ready, config=replace(ready.config, workers=workers))
+        events = journal.events()
+        if events and events[-1].kind == FINISHED and _through(ready, journal, watch)[1]:
+            return
         executor = stack.enter_context(closing(_executor(ready, address)))
         _carry(ready, journal, executor, watch, "resumed", address)
 
@@ -147,16 +151,20 @@ def replay(
     """
     with Journal.read(directory) as journal:
         ready = _planned(journal, directory)
-        algorithm = ready.algorithm() if verify else ready.algorithm(journal.recall())
-        loop = Loop(
-            algorithm,
-            journal,
-            None,
-            ready.config.virtual_workers,
-            watch(algorithm, ready),
-            verify=verify,
-        )
-        return algorithm, loop.run()
+        return _through(ready, journal, watch, verify=verify)
+
+
+def _through(
+    ready: Plan,
+    journal: Journal,
+    watch: Callable[[Algorithm, Plan], Observer],
+    *,
+    verify: bool = False,
+) -> tuple[Algorithm, bool]:
+    """As far as a journal goes: the algorithm then, and whether that is the end of the run."""
+    algorithm = ready.algorithm() if verify else ready.algorithm(journal.recall())
+    virtual, observer = ready.config.virtual_workers, watch(algorithm, ready)
+    return algorithm, Loop(algorithm, journal, None, virtual, observer, verify=verify).run()
 
 
 def _carry(
@@ -177,7 +185,7 @@ def _carry(
     except KeyboardInterrupt:
         journal.write(events=[EventRow("interrupted", loop.use.to_dict())])
         raise
-    kind = "finished" if complete else "interrupted"
+    kind = FINISHED if complete else "interrupted"
     journal.write(events=[EventRow(kind, loop.use.to_dict())])
     if not complete:
         raise KeyboardInterrupt

@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 import cellgraph as cg
 from cellgraph.kernels import compiler
 from reports import collect
-from search import cli, doctor
+from search import cli, doctor, launch
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -117,12 +117,17 @@ def test_every_cell_of_a_run_can_be_inspected_and_taken_home(
         assert cg.load(out).key() == key
 
 
-def test_resuming_a_finished_run_changes_nothing(
-    run: Path, capsys: pytest.CaptureFixture[str]
+def test_resuming_a_finished_run_changes_nothing_and_starts_no_worker(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = collect.leaderboard_text(collect.read(run))
-    assert "report:" in answer(capsys, "resume", str(run), "--workers", "0")
-    assert collect.leaderboard_text(collect.read(run)) == before
+    def start(*_: object) -> NoReturn:
+        raise AssertionError("a worker is started")
+
+    monkeypatch.setattr(launch, "_executor", start)
+    before, board = collect.read(run), collect.leaderboard_text(collect.read(run))
+    assert "report:" in answer(capsys, "resume", str(run), "--workers", "2")
+    assert collect.leaderboard_text(collect.read(run)) == board
+    assert collect.read(run).events == before.events
 
 
 def test_a_run_on_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
