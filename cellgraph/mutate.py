@@ -213,7 +213,7 @@ def _fit(reached: Mapping[str, int], parent: CellGraph) -> bool:
         return True
     before = _reached(parent, *form_of(parent))
     return all(
-        before.get(name, _BOTH) != _BOTH and before[name] | reach == reach
+        before.get(name) in {ON_X, ON_STATE} and before[name] | reach == reach
         for name, reach in short.items()
     )
 
