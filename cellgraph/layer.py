@@ -81,6 +81,12 @@ class CellLayer(nn.Module):
     def flatten_parameters(self) -> None:
         """Nothing: programs for torch.nn.LSTM call this, and here there is nothing to gather."""
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The sizes of the widths that the cell declares beside H, by name."""
+        sizes = zip(self.cell.states, self.state_sizes, strict=True)
+        return {state.width: size for state, size in sizes if state.width != "H"}
+
     def extra_repr(self) -> str:
         options = [f"{self.cell.name}, {self.input_size}, {self.hidden_size}"]
         defaults = {

@@ -230,8 +230,7 @@ def _check(export: Export) -> str:
     return (
         "Before the file appeared it was compared with the interpreter: 1, 7 and 50 steps of 1 and "
         "3 rows, and single steps from where the long ones lead. Of values above 1 relative to "
-        "them: "
-        f"{export.difference}."
+        f"them: {export.difference}."
     )
 
 

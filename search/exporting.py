@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgraph.exporters import FORMATS, Design, Difference, write, write_file
+from cellgraph.exporters import Design, Difference, format_of, write, write_file
 from cellgraph.exporters.torch_model import Ends
 from search.errors import SearchError
 
@@ -68,10 +68,7 @@ def _check_before_training(options: argparse.Namespace, weights: Path) -> None:
     for path in (weights, Path(options.out)):
         if path.exists() and not options.force:
             raise SearchError(f"{path} exists, expected a new path (or --force)")
-    if options.format not in FORMATS:
-        raise SearchError(
-            f"no export format {options.format!r}, expected one of {', '.join(FORMATS)}"
-        )
+    format_of(options.format)
 
 
 def _trained(options: argparse.Namespace, say: Callable[[int, int], None]) -> Retrained:

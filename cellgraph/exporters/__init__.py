@@ -246,12 +246,12 @@ def export(
     float32 and for any number of steps and rows. The former takes x (T, B, X) and a state s_0 for
     each of the cell, gives y and the last states s_n, and needs the extra `onnx`; the latter is a
     program of torch.export: `torch.export.load(path).module()(x, state)`. `"keras"` is a layer for
-    Keras 3. `"c"` is one C99 file for inference that needs
-    libm alone: functions for a step and for a sequence, with the weights as constants, matrices in
-    int8 with `int8=True`; its check takes a C compiler. `"latex"`, `"svg"` and `"dot"` show the
-    cell: its equations with a picture of one step, and that picture alone. `"json"` is the graph in
-    the node-link form of networkx, `"nasbench"` a recipe of NAS-Bench-NLP in JSON, of a cell that
-    is one (see `cellgraph.recipe`); `cellgraph.load` reads both, as it reads text and paths here.
+    Keras 3. `"c"` is one C99 file for inference that needs libm alone: functions for a step and for
+    a sequence, with the weights as constants, matrices in int8 with `int8=True`; its check takes a
+    C compiler. `"latex"`, `"svg"` and `"dot"` show the cell: its equations with a picture of one
+    step, and that picture alone. `"json"` is the graph in the node-link form of networkx,
+    `"nasbench"` a recipe of NAS-Bench-NLP in JSON, of a cell that is one (see `cellgraph.recipe`);
+    `cellgraph.load` reads both, as it reads text and paths here.
 
     What computes is compared with the interpreter first. The file appears complete and checked, or
     not at all. Raises `CellError` for an unknown format or option, a file that is there already
@@ -275,12 +275,7 @@ def write(
     `ends`: what surrounds a layer in its model; a Python file then has the model too. `note`: the
     text of a file beside the export, named after it and ending in .md, of the design and the
     difference; it appears with the export or not at all."""
-    if not isinstance(format, str) or format not in FORMATS:
-        raise CellError(
-            f"no export format {format!r}{closest(str(format), FORMATS)}, "
-            f"expected one of {', '.join(FORMATS)}"
-        )
-    chosen, target, options = FORMATS[format], Path(path), dict(options or {})
+    chosen, target, options = format_of(format), Path(path), dict(options or {})
     for name in options:
         if name not in chosen.options:
             known = ", ".join(chosen.options) or "none"
@@ -296,6 +291,16 @@ def write(
 
     endings = [*contents, *([] if note is None else [NOTE])]
     return _write(target, endings, contents, overwrite, finish)
+
+
+def format_of(format: str) -> Format:
+    """The format of that name. Raises `CellError` where there is none."""
+    if not isinstance(format, str) or format not in FORMATS:
+        raise CellError(
+            f"no export format {format!r}{closest(str(format), FORMATS)}, "
+            f"expected one of {', '.join(FORMATS)}"
+        )
+    return FORMATS[format]
 
 
 def _checked_file(chosen: Format, design: Design, file: Path) -> Checked:
@@ -321,11 +326,10 @@ def _design(
     if sizes:
         raise CellError(f"a layer has its sizes, expected none beside it, got {', '.join(sizes)}")
     names = ("input_size", "hidden_size", "num_layers", "batch_first", "dropout", "bidirectional")
-    widths = {s.width: n for s, n in zip(source.cell.states, source.state_sizes, strict=True)}
     return Design(
         _checked(source.cell),
         {name: getattr(source, name) for name in names},
-        {name: size for name, size in widths.items() if name != "H"},
+        source.widths,
         options,
         source,
     )

@@ -50,7 +50,7 @@ def check(design: Design, path: Path) -> Checked:
         (into / "main.c").write_text(_program(made), encoding="utf-8")
         code, program = _code(source), into / "program"
         objects = [str(source.with_suffix(".o")), str(into / "main.c")]
-        _compile([*STRICT, "-o", str(program), *objects, "-lm"], into)
+        compile_c([*STRICT, "-o", str(program), *objects, "-lm"], into)
 
         def run(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
             return _run(program, made, x, state)
@@ -97,7 +97,8 @@ def _compiler() -> tuple[str, ...]:
     return found
 
 
-def _compile(words: Sequence[str], into: Path) -> None:
+def compile_c(words: Sequence[str], into: Path) -> None:
+    """Run the compiler on an exported file, in a folder. Raises `CellError`."""
     try:
         compiler.run(_compiler(), words, into)
     except compiler.CompilerError as error:
@@ -108,7 +109,7 @@ def _code(source: Path) -> str:
     """The bytes of machine code of a file, in words: how many, of which compiler and processor.
     Leaves the object beside the file."""
     target = source.with_suffix(".o")
-    _compile([*STRICT, "-c", "-o", str(target), str(source)], source.parent)
+    compile_c([*STRICT, "-c", "-o", str(target), str(source)], source.parent)
     by = f"{Path(_compiler()[0]).name} -O2, {platform.machine()}"
     found = code_bytes(target.read_bytes())
     return f"not measured ({by})" if found is None else f"{found:,} bytes ({by})"

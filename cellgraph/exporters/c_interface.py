@@ -18,15 +18,13 @@ class Interface:
     """The interface of a layer's file.
 
     `prefix` begins all names. `states` and `room` are the members of the struct, with their sizes:
-    the states of one layer in one direction, and what a step works in. `widths` are the sizes of
-    the widths that the cell declares. `constants` counts bytes.
+    the states of one layer in one direction, and what a step works in. `constants` counts bytes.
     """
 
     layer: CellLayer
     prefix: str
     states: Mapping[str, int]
     room: Mapping[str, int]
-    widths: Mapping[str, int]
     constants: int
     int8: bool
 
@@ -92,7 +90,7 @@ class Interface:
         """The comment at the top. `code`: what the code takes, in words."""
         layer, cell = self.layer, self.layer.cell
         equations = [line for line in str(cell).splitlines() if not line.startswith("#")]
-        sizes = {"input": layer.input_size, "H": layer.hidden_size, **self.widths}
+        sizes = {"input": layer.input_size, "H": layer.hidden_size, **layer.widths}
         sizes |= {"layers": layer.num_layers, "directions": layer.directions}
         sizes |= {"output": layer.output_size}
         kind = "int8, with a float scale for every row" if self.int8 else "float"

@@ -39,9 +39,8 @@ class CFile:
         self.projected = any(cell.input_projection is not None for cell in self.cells)
         self.body = self.text.body(self.projected)
         states = list(zip(self.cell.states, layer.state_sizes, strict=True))
-        widths = {s.width: size for s, size in states if s.width != "H"}
         entering = max(cell.input_size for cell in self.cells)
-        self.size = concrete_widths(self.cell, entering, layer.hidden_size, widths)
+        self.size = concrete_widths(self.cell, entering, layer.hidden_size, layer.widths)
         self.emitted = layer.output_size // layer.directions
         if int8:
             layer = c_weights.dequantised(layer, self._matrices())
@@ -49,7 +48,7 @@ class CFile:
         self.layer = layer
         self.weights, constants = self._weights()
         members = {self.text.states[state.name]: size for state, size in states}
-        self.interface = Interface(layer, prefix, members, self._room(), widths, constants, int8)
+        self.interface = Interface(layer, prefix, members, self._room(), constants, int8)
 
     def render(self, code: str) -> str:
         """The file as text. `code`: what its code takes, in words."""

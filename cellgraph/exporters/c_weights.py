@@ -99,7 +99,7 @@ def dequantised(layer: CellLayer, names: Iterable[str]) -> CellLayer:
 
     Raises `CellError` where one of them has a number that is not finite.
     """
-    made = check.concrete(_plain(layer.cell), _sizes(layer), _widths(layer), None)
+    made = check.concrete(_plain(layer.cell), _sizes(layer), layer.widths, None)
     rounded = frozenset(names)
     for index, (to, cell) in enumerate(zip(_cells(made), _cells(layer), strict=True)):
         given = {**cell.tensors(), "input_projection": cell.input_projection}
@@ -133,8 +133,3 @@ def _plain(cell: CellGraph) -> CellGraph:
 def _sizes(layer: CellLayer) -> dict[str, Any]:
     names = ("input_size", "hidden_size", "num_layers", "bidirectional")
     return {name: getattr(layer, name) for name in names}
-
-
-def _widths(layer: CellLayer) -> dict[str, int]:
-    sizes = zip(layer.cell.states, layer.state_sizes, strict=True)
-    return {state.width: size for state, size in sizes if state.width != "H"}

@@ -6,7 +6,7 @@ Letters: T time steps, B batch rows, X input width, D directions, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,10 @@ ROUNDING = 1e-6  #: what float32 may lose of a value near 1 in a few operations
 LOST = 1e-3  #: doubt from which on many steps tell nothing: what grows so grows unevenly
 LARGEST = 10.0  #: states that single steps are looked at from; those of some cells grow for ever
 
-#: An exported layer: x (T, B, X) and a state (L·D, B, width) for each of the cell, float32; the
-#: outputs (T, B, ·) and the last states.
-Run = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Sequence[Tensor]]]
+#: What a layer gives: the outputs (T, B, ·) and the last states.
+Result = tuple[Tensor, Sequence[Tensor]]
+#: An exported layer: of x (T, B, X) and a state (L·D, B, width) for each of the cell, float32.
+Run = Callable[[Tensor, tuple[Tensor, ...]], Result]
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,18 @@ def cases(layer: CellLayer) -> Iterator[Case]:
     yield reference.met(x, state)
 
 
-@torch.no_grad()
 def largest_difference(layer: CellLayer, run: Run) -> Difference:
-    """Between an exported layer and the interpreter, over all `cases`. Raises `CellError` where it
-    is more than `TOLERANCE` and than rounding explains, where one is finite and the other is not,
-    unless rounding explains anything, and where shapes differ."""
+    """Between an exported layer and the interpreter, over all `cases`; as `compared`."""
+    return compared(layer, ((case, run(case.x, case.state)) for case in cases(layer)))
+
+
+@torch.no_grad()
+def compared(layer: CellLayer, answers: Iterable[tuple[Case, Result]]) -> Difference:
+    """What an exported layer gives for `cases`, beside what it should. Raises `CellError` where the
+    difference is more than `TOLERANCE` and than rounding explains, where one is finite and the
+    other is not, unless rounding explains anything, and where shapes differ."""
     found: dict[int, float] = {}  # by steps
-    for case in cases(layer):
-        y, last = run(case.x, case.state)
+    for case, (y, last) in answers:
         steps = len(case.x)
         tells = steps == 1 or case.doubt < LOST
         allowed = max(TOLERANCE, 8 * case.doubt) if tells else math.inf

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cellgraph.errors import CellError
 from cellgraph.exporters import Difference
-from cellgraph.exporters.check import cases, largest_difference
+from cellgraph.exporters.check import cases, compared
 from cellgraph.layer import CellLayer
 from cellgraph.parameters import Cell
 
@@ -63,8 +63,7 @@ def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str
     for i, case in enumerate(found):
         arrays[f"x{i}"] = case.x.transpose(0, 1).contiguous().numpy()
         arrays |= {f"state{i}_{k}": value[0].numpy() for k, value in enumerate(case.state)}
-    sizes = {s.width: size for s, size in zip(layer.cell.states, layer.state_sizes, strict=True)}
-    widths = [f"{argument}={sizes[width]}" for width, argument in arguments.items()]
+    widths = [f"{argument}={layer.widths[width]}" for width, argument in arguments.items()]
     with TemporaryDirectory(prefix="cellsearch-") as folder:
         data = Path(folder) / "data.npz"
         np.savez(data, **arrays)
@@ -78,11 +77,10 @@ def difference(layer: CellLayer, path: Path, name: str, arguments: dict[str, str
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise CellError(f"the exported {layer.cell.name} does not run in Keras: {last[0]}")
         results = dict(np.load(f"{data}.out.npz"))
-    answers = iter(range(len(found)))
 
-    def run(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        i = next(answers)  # the cases come in the same order again
-        y, *last = (torch.from_numpy(results[f"y{i}_{k}"]) for k in range(len(state) + 1))
+    def answer(i: int) -> tuple[Tensor, list[Tensor]]:
+        count = len(layer.cell.states) + 1
+        y, *last = (torch.from_numpy(results[f"y{i}_{k}"]) for k in range(count))
         return y.transpose(0, 1), [value.unsqueeze(0) for value in last]
 
-    return largest_difference(layer, run)
+    return compared(layer, ((case, answer(i)) for i, case in enumerate(found)))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cellgraph.errors import CellError
 from cellgraph.exporters import Difference, torch_only
-from cellgraph.exporters.check import cases, largest_difference
+from cellgraph.exporters.check import cases, compared
 from cellgraph.layer import CellLayer
 from cellgraph.parameters import Cell
 
@@ -111,17 +111,15 @@ def program(layer: CellLayer) -> torch.export.ExportedProgram:
 def difference(layer: CellLayer, path: Path) -> Difference:
     """The largest difference of the program in a file from the interpreter. Raises `CellError` for
     too large a one, and where a process that has only torch cannot run it."""
-    one, calls = len(layer.state_sizes) == 1, []
-    for case in cases(layer):
+    one, found, calls = len(layer.state_sizes) == 1, list(cases(layer)), []
+    for case in found:
         x = case.x.transpose(0, 1) if layer.batch_first else case.x
         calls.append((x, case.state[0] if one else case.state))
-    results = iter(torch_only.run(path, calls))
-
-    def run(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = next(results)  # of the same cases, in the same order
-        return y.transpose(0, 1) if layer.batch_first else y, last if not one else (last,)
-
-    return largest_difference(layer, run)
+    results = [
+        (y.transpose(0, 1) if layer.batch_first else y, (last,) if one else last)
+        for y, last in torch_only.run(path, calls)
+    ]
+    return compared(layer, zip(found, results, strict=True))
 
 
 def _untraceable(layer: CellLayer, reason: str) -> CellError:

@@ -22,14 +22,13 @@ def difference(layer: CellLayer, path: Path, name: str) -> Difference:
     kind = _classes(path)[name]
     arguments = inspect.signature(kind).parameters.values()
     widths = [p.name for p in arguments if p.kind is p.KEYWORD_ONLY]
-    sizes = {state.width: n for state, n in zip(layer.cell.states, layer.state_sizes, strict=True)}
     exported: nn.Module = kind(
         layer.input_size,
         layer.hidden_size,
         layer.num_layers,
         batch_first=False,
         bidirectional=layer.bidirectional,
-        **{w: sizes[width] for w, width in zip(widths, layer.cell.widths[1:], strict=True)},
+        **{w: layer.widths[width] for w, width in zip(widths, layer.cell.widths[1:], strict=True)},
     )
     exported.load_state_dict(layer.state_dict())
     exported.eval()

@@ -19,8 +19,8 @@ import torch
 import cellgraph as cg
 from cellgraph import CellError, CellGraph
 from cellgraph.exporters import FORMATS, write
+from cellgraph.exporters.c_check import compile_c
 from cellgraph.exporters.c_source import CFile
-from cellgraph.kernels import compiler
 from evaluators.train import prepare_process
 from search.bench import machine
 from search.bench.population import mutants, named
@@ -153,14 +153,8 @@ def _in_c(layer: cg.CellLayer, x: torch.Tensor, folder: Path) -> Callable[[], ob
     """The exported file as a shared library; its only row starts from zero."""
     source = write(layer, folder / "lstm.c", "c").path
     seen = CFile(layer).interface
-    command = compiler.command()
-    if command is None:
-        raise CellError(f"no C compiler found; {compiler.how_to_get_one()}")
     library = folder / "lstm.so"
-    try:
-        compiler.run(command, [*FLAGS, "-o", str(library), str(source), "-lm"], folder)
-    except compiler.CompilerError as error:
-        raise CellError(f"the exported C file cannot be compiled: {error}") from None
+    compile_c([*FLAGS, "-o", str(library), str(source), "-lm"], folder)
     code = ctypes.CDLL(str(library))
     state = ctypes.create_string_buffer(seen.state_bytes)
     flat = x[:, 0].contiguous()

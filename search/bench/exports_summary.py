@@ -56,7 +56,7 @@ def _exports(found: Findings) -> list[str]:
     table = [head]
     for kind in dict.fromkeys(row.format for row in found.rows):
         rows = [row for row in found.rows if row.format == kind]
-        steps, all_steps = [row.step for row in rows], [row.difference for row in rows]
+        steps, sequences = [row.step for row in rows], [row.difference for row in rows]
         named = [not row.mutant for row in rows]
         table.append(
             [
@@ -66,8 +66,8 @@ def _exports(found: Findings) -> list[str]:
                 _largest(compress(steps, named)),
                 _largest(steps),
                 _above(steps),
-                _largest(compress(all_steps, named)),
-                _above(all_steps),
+                _largest(compress(sequences, named)),
+                _above(sequences),
                 number(sum(row.seconds for row in rows) / len(rows)),
             ]
         )
